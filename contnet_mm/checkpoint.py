@@ -1,0 +1,215 @@
+"""Weights for the backbone: find it in a checkpoint, check that it is covered, load it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from contnet_mm.convert import AVG_DOWN, convert_official, is_official
+from contnet_mm.safe_load import read_checkpoint
+
+NUM_LISTED = 5  # keys named in an error
+
+
+def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) -> None:
+    """Load the weights of a ConTNet from a checkpoint of any kind, wholly or not at all.
+
+    Args:
+        net: The backbone.
+        checkpoint: A file: official, our own, or of a classifier, detector or segmentor with this
+            backbone.
+        prefix: Where the backbone is in the state dict, such as ``'backbone.'``; found by itself by
+            default.
+
+    Raises:
+        FileNotFoundError: If the file does not exist; the message says where one comes from.
+        ValueError: If the file cannot be read safely or does not cover the backbone.
+    """
+    try:
+        content = read_checkpoint(checkpoint)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_missing_file(checkpoint)) from error
+    state_dict = find_backbone(content, checkpoint, prefix)
+    kind = 'ours'
+    if is_official(state_dict):
+        kind = 'official'
+        _check_avg_down(state_dict, net.avg_down, checkpoint)
+        state_dict = convert_official(state_dict)
+    state_dict, resized = resize_positions(state_dict, net.state_dict())
+    matched = check_coverage(state_dict, net, checkpoint)
+    net.load_state_dict(matched, strict=False)
+    for line in resized:
+        _log(line)
+    total = len(net.state_dict())
+    _log(
+        f'loaded {len(matched)} of {total} tensors of {type(net).__name__} from {checkpoint} '
+        f'({kind} layout)'
+    )
+
+
+def find_backbone(
+    content: object, checkpoint: str, prefix: str | None = None
+) -> OrderedDict[str, Tensor]:
+    """Take the backbone's tensors out of whatever a checkpoint file held.
+
+    Unwraps ``state_dict`` and ``model``, and strips ``module.`` and ``backbone.``.
+
+    Args:
+        content: What the file held.
+        checkpoint: Its name, for errors.
+        prefix: Where the backbone is; found by itself if None.
+
+    Returns:
+        Tensors by the backbone's own or official keys.
+
+    Raises:
+        ValueError: If there is no ConTNet in it.
+    """
+    while isinstance(content, Mapping):
+        inner = [
+            content[key] for key in ('state_dict', 'model') if isinstance(content.get(key), Mapping)
+        ]
+        if not inner:
+            break
+        content = inner[0]
+    if not isinstance(content, Mapping):
+        raise ValueError(f'{checkpoint} holds a {type(content).__name__}, not a state dict')
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {re.sub(r'^(module\.)+', '', key): value for key, value in tensors.items()}
+    if prefix is None:
+        prefix = 'backbone.' if any(key.startswith('backbone.') for key in tensors) else ''
+    backbone = OrderedDict(
+        (key[len(prefix) :], value) for key, value in tensors.items() if key.startswith(prefix)
+    )
+    if not (is_official(backbone) or any(key.startswith('stages.') for key in backbone)):
+        raise ValueError(
+            f'{checkpoint} holds no ConTNet under the prefix {prefix!r}: {len(tensors)} tensors, '
+            f'the first are {list(tensors)[:NUM_LISTED]}'
+        )
+    return backbone
+
+
+def resize_positions(
+    state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]
+) -> tuple[OrderedDict[str, Tensor], list[str]]:
+    """Resize position tables of another window size by interpolation.
+
+    Args:
+        state_dict: Tensors by our names.
+        target: The tensors that are wanted; their shapes count.
+
+    Returns:
+        The tensors with tables of the wanted size, and a line for the log about each that changed.
+    """
+    resized, lines = OrderedDict(state_dict), []
+    for key, table in state_dict.items():
+        wanted = target.get(key)
+        if not re.search(r'\.position\.(rows|columns|table)$', key) or wanted is None:
+            continue
+        if wanted.shape == table.shape or table.dim() != 2 or wanted.shape[1] != table.shape[1]:
+            continue
+        resized[key] = _resize(table, len(wanted), square=key.endswith('table'))
+        lines.append(
+            f'resized {key} from {[*table.shape]} to {[*wanted.shape]}: another window size'
+        )
+    return resized, lines
+
+
+def _resize(table: Tensor, length: int, square: bool) -> Tensor:
+    """Interpolate a table, [L, C] -> [length, C], along one axis, or two if L is a ``square``."""
+    channels = table.shape[1]
+    old, new = (round(len(table) ** 0.5), round(length**0.5)) if square else (1, 1)
+    grid = table.float().t().reshape(1, channels, old, -1)
+    grid = F.interpolate(grid, size=(new, length // new), mode='bicubic', align_corners=False)
+    return grid.reshape(channels, length).t().to(table.dtype)
+
+
+def check_coverage(
+    state_dict: Mapping[str, Tensor], net: nn.Module, checkpoint: str
+) -> OrderedDict[str, Tensor]:
+    """Check that a state dict covers a backbone.
+
+    Args:
+        state_dict: Tensors by our names.
+        net: The backbone.
+        checkpoint: Name of the file, for errors.
+
+    Returns:
+        The tensors of the backbone; those of parts that it did not build are left out.
+
+    Raises:
+        ValueError: If a tensor is missing, of another shape, or one too many in a part that is
+            built.
+    """
+    own = net.state_dict()
+    optional = {key for key in own if key.endswith('num_batches_tracked')}
+    missing = [key for key in own if key not in state_dict and key not in optional]
+    wrong = [
+        f'{key} {[*state_dict[key].shape]} instead of {[*value.shape]}'
+        for key, value in own.items()
+        if key in state_dict and state_dict[key].shape != value.shape
+    ]
+    unexpected = [key for key in state_dict if key not in own and net.builds(key)]
+    if missing or wrong or unexpected:
+        found = len(own) - len(missing) - len(wrong)
+        problems = (('missing', missing), ('of another shape', wrong), ('unexpected', unexpected))
+        raise ValueError(
+            f'{checkpoint} does not fit this {type(net).__name__}, of whose {len(own)} tensors '
+            f'it covers {found}. '
+            + '; '.join(
+                f'{len(keys)} {what}: {keys[:NUM_LISTED]}' for what, keys in problems if keys
+            )
+            + f'. {_advice(state_dict)}'
+        )
+    return OrderedDict((key, state_dict[key]) for key in own if key in state_dict)
+
+
+def _advice(state_dict: Mapping[str, Tensor]) -> str:
+    """Say which settings the keys and shapes of a file show."""
+    facts = []
+    stem = state_dict.get('stem.conv.weight', state_dict.get('stem.conv3.weight'))
+    if stem is not None:
+        facts.append(
+            f'base_channels {stem.shape[0]}, deep_stem={"stem.conv.weight" not in state_dict}'
+        )
+    blocks = {match[0] for key in state_dict if (match := re.match(r'stages\.(\d)\.(\d+)', key))}
+    depths = [sum(block.startswith(f'stages.{stage}.') for block in blocks) for stage in range(4)]
+    relative = any(key.endswith('attn.position.table') for key in state_dict)
+    facts.append(f'depths {depths}, position={"relative" if relative else "absolute"!r}')
+    return f'The file has {", ".join(facts)}: set arch, position and deep_stem to match it'
+
+
+def _check_avg_down(state_dict: Mapping[str, Tensor], avg_down: bool, checkpoint: str) -> None:
+    proof = next((key for key in state_dict if AVG_DOWN.fullmatch(key)), None)
+    if proof and not avg_down:
+        raise ValueError(
+            f'{checkpoint} was trained with avg_down=True, as its key {proof} shows; '
+            'set avg_down=True'
+        )
+    if avg_down and not proof:
+        _log(
+            f'{checkpoint}: its keys do not tell whether it was trained with '
+            'avg_down=True; loaded as told'
+        )
+
+
+def _missing_file(checkpoint: str) -> str:
+    name = Path(checkpoint).name
+    return (
+        f'checkpoint {checkpoint} does not exist (relative to {Path.cwd()}). There is no address '
+        'to fetch it from: download the official file by hand and put it there, '
+        f'`mkdir -p checkpoints && mv <download> checkpoints/{name}`; it is read as released. '
+        'To train without it set init_cfg=None and freeze nothing (frozen_stages=-1, '
+        'norm_eval=False)'
+    )
+
+
+def _log(message: str) -> None:
+    print_log(message, logger='current', level=logging.INFO)

@@ -1,0 +1,413 @@
+"""ConTNet, the convolution-transformer network of arXiv 2104.13497, as a multi-scale backbone."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule, PretrainedInit, initialize
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from contnet_mm.arch import NUM_STAGES, check_flag, check_integer, check_integers, resolve_arch
+from contnet_mm.checkpoint import load_pretrained
+from contnet_mm.layers import RelativePosition, WindowEncoders
+from contnet_mm.registry import MODELS
+
+MIN_SIZE = 32  # pixels; the stride of the last map
+STEM_STRIDE = 4
+
+
+def build_norm(norm_cfg: dict, channels: int) -> nn.Module:
+    """Build a norm layer.
+
+    Args:
+        norm_cfg: ``type`` (``'BN'``, ``'SyncBN'``, or a type of MMEngine's registry),
+            ``requires_grad``, and further arguments of the layer.
+        channels: Number of channels it normalises.
+
+    Raises:
+        TypeError: If ``norm_cfg`` is not a dict with a ``type``.
+        ValueError: If the type is not known.
+    """
+    if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
+        raise TypeError(f"norm_cfg must be a dict such as dict(type='BN'), got {norm_cfg!r}")
+    cfg = dict(norm_cfg)
+    kind, requires_grad = cfg.pop('type'), cfg.pop('requires_grad', True)
+    # These two work without mmcv, which is what puts norm layers into the registry.
+    layer = {'BN': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm}.get(kind) or MODELS.get(kind)
+    if layer is None:
+        raise ValueError(
+            f"norm_cfg type {kind!r} is unknown: 'BN' and 'SyncBN' work by themselves, any "
+            f"other must be in MMEngine's registry (import mmcv.cnn for its norm layers)"
+        )
+    if issubclass(layer, nn.GroupNorm):
+        norm = layer(num_channels=channels, **cfg)
+    else:
+        norm = layer(channels, **cfg)
+    for parameter in norm.parameters():
+        parameter.requires_grad = requires_grad
+    return norm
+
+
+def build_stem(in_channels: int, channels: int, deep: bool, norm_cfg: dict) -> nn.Sequential:
+    """Build the stem: [B, in_channels, H, W] -> [B, channels, ceil(H / 4), ceil(W / 4)].
+
+    The plain one has neither norm nor activation; the first block starts with both.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if deep:
+        widths = (in_channels, channels // 2, channels // 2, channels)
+        for i, stride in enumerate((2, 1, 1), start=1):
+            layers[f'conv{i}'] = nn.Conv2d(
+                widths[i - 1], widths[i], 3, stride=stride, padding=1, bias=False
+            )
+            layers[f'norm{i}'] = build_norm(norm_cfg, widths[i])
+            layers[f'relu{i}'] = nn.ReLU(inplace=True)
+    else:
+        layers['conv'] = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
+    layers['pool'] = nn.MaxPool2d(3, stride=2, padding=1)
+    return nn.Sequential(layers)
+
+
+class ConTBlock(nn.Module):
+    """ConT block: two window encoders and a convolution (paper section 3.1).
+
+    ``y = ReLU(BN(x)); r = encoders(y); out = conv(r) + shortcut``, where the shortcut of an
+    ordinary block is ``x``, and that of the last block of a stage, which changes the width, a 1x1
+    convolution of ``y``.
+
+    Args:
+        channels: Width C of the input.
+        out_channels: Width of the output; None builds neither convolution nor shortcut.
+        norm_cfg: See :func:`build_norm`.
+        with_cp: Recompute the encoders in the backward pass instead of keeping their activations.
+        kernel_size: Of the convolution, 1 or 3.
+        stride: Of the convolution and the shortcut.
+        dilation: Of the convolution.
+        avg_down: Shrink the shortcut by average pooling, not by the stride of its convolution.
+        out_drop_rate: Dropout of the output.
+        **encoder_cfg: Arguments of :class:`~contnet_mm.layers.WindowEncoders`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int | None,
+        norm_cfg: dict,
+        with_cp: bool,
+        kernel_size: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        avg_down: bool = False,
+        out_drop_rate: float = 0.0,
+        **encoder_cfg,
+    ) -> None:
+        super().__init__()
+        self.with_cp, self.out_drop_rate = with_cp, out_drop_rate
+        self.pool_size = stride if avg_down else 1
+        self.norm = build_norm(norm_cfg, channels)
+        self.encoders = WindowEncoders(channels, **encoder_cfg)
+        self.conv = self.downsample = None
+        if out_channels is None:
+            return
+        self.conv = nn.Conv2d(
+            channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            bias=False,
+        )
+        if out_channels != channels:
+            self.downsample = nn.Conv2d(
+                channels, out_channels, 1, stride=1 if avg_down else stride, bias=False
+            )
+
+    def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Compute the block.
+
+        Args:
+            x: Map, [B, C, H, W].
+
+        Returns:
+            The output, [B, out_channels, ceil(H / stride), ceil(W / stride)] or None, and the map
+            of the second encoder, [B, C, H, W].
+        """
+        y = F.relu(self.norm(x), inplace=True)
+        # The norm stays outside, or recomputing would update its running statistics twice.
+        if self.with_cp and y.requires_grad:
+            r = checkpoint(self.encoders, y, use_reentrant=False)
+        else:
+            r = self.encoders(y)
+        if self.conv is None:
+            return None, r
+        out = self.conv(r) + (x if self.downsample is None else self.downsample(self._pool(y)))
+        return F.dropout(out, self.out_drop_rate, self.training), r
+
+    def _pool(self, y: Tensor) -> Tensor:
+        if self.pool_size == 1:
+            return y
+        return F.avg_pool2d(y, self.pool_size, ceil_mode=True, count_include_pad=False)
+
+
+@MODELS.register_module()
+class ConTNet(BaseModule):
+    """ConTNet, a convolution-transformer network (arXiv 2104.13497).
+
+    Gives maps like a ResNet's, at strides 4, 8, 16 and 32 of the input. The first three are the
+    output of the second encoder in the last block of their stage, the richest map before it is
+    down-sampled; the fourth is the output of the network. Any height and width from 32 pixels is
+    taken: windows are padded inside the encoders, padded tokens are masked out, and at multiples of
+    224 the result is that of the official network.
+
+    Args:
+        arch: ``'tiny'``, ``'small'``, ``'medium'``, ``'base'`` (or the paper's ``'Ti'``, ``'S'``,
+            ``'M'``, ``'B'``), or a dict with the keys ``base_channels``, ``depths``, ``num_heads``,
+            ``feedforward_channels``, ``window_sizes`` (a pair per stage), ``drop_rates`` and
+            ``last_drop_rate``.
+        in_channels: Channels of the image.
+        strides: Stride of each stage relative to the one before; the first is 1.
+        dilations: Dilation of the 3x3 convolutions of each stage.
+        out_indices: Which of the four maps to return, increasing. What none of them needs is not
+            built.
+        position: ``'absolute'`` (learned tables added to the tokens) or ``'relative'`` (learned
+            bias of the logits).
+        pre_norm: Normalise before each half of an encoder instead of after its sum.
+        qkv_bias: Whether the projections to q, k and v have a bias.
+        avg_down: Shrink shortcuts by average pooling.
+        deep_stem: Three 3x3 convolutions in place of one 7x7.
+        frozen_stages: Freeze the stem (0), or the stem and the stages up to this one (1 to 4); -1
+            freezes nothing.
+        norm_cfg: Norm at the start of each block; see :func:`build_norm`.
+        norm_eval: Keep batch norm in eval mode while training.
+        with_cp: Recompute encoders in the backward pass to save memory; the values stay the same.
+        init_cfg: As in MMEngine. ``dict(type='Pretrained', checkpoint=...)`` takes the official
+            files as released, our own, and classifiers, detectors and segmentors with this
+            backbone, and raises unless each tensor is found.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument has a value that cannot be.
+
+    Examples:
+        >>> import torch
+        >>> net = ConTNet('tiny').eval()
+        >>> net.out_channels, net.out_strides
+        ((48, 96, 192, 768), (4, 8, 16, 32))
+        >>> [tuple(x.shape) for x in net(torch.zeros(1, 3, 64, 100))]
+        [(1, 48, 16, 25), (1, 96, 8, 13), (1, 192, 4, 7), (1, 768, 2, 4)]
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'medium',
+        in_channels: int = 3,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        position: str = 'absolute',
+        pre_norm: bool = False,
+        qkv_bias: bool = True,
+        avg_down: bool = False,
+        deep_stem: bool = False,
+        frozen_stages: int = -1,
+        norm_cfg: dict = dict(type='BN'),  # noqa: B006 (copied, never written to)
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        arch = resolve_arch(arch)
+        in_channels = check_integer('in_channels', in_channels, low=1)
+        self.frozen_stages = check_integer('frozen_stages', frozen_stages, low=-1, high=NUM_STAGES)
+        self.out_indices = _check_out_indices(out_indices)
+        self.strides = check_integers('strides', strides, low=1, length=NUM_STAGES)
+        self.dilations = check_integers('dilations', dilations, low=1, length=NUM_STAGES)
+        if self.strides[0] != 1:
+            raise ValueError(
+                f'strides must start with 1, since the stem leads to stage 1, got {self.strides}'
+            )
+        if position not in ('absolute', 'relative'):
+            raise ValueError(f"position must be 'absolute' or 'relative', got {position!r}")
+        self.norm_eval = check_flag('norm_eval', norm_eval)
+        self.avg_down = check_flag('avg_down', avg_down)
+        self.position, self.in_channels = position, in_channels
+        self.base_channels, self.norm_cfg = arch['base_channels'], norm_cfg
+
+        self.stem = build_stem(
+            in_channels, self.base_channels, check_flag('deep_stem', deep_stem), norm_cfg
+        )
+        shared = dict(
+            norm_cfg=norm_cfg,
+            with_cp=check_flag('with_cp', with_cp),
+            position=position,
+            pre_norm=check_flag('pre_norm', pre_norm),
+            qkv_bias=check_flag('qkv_bias', qkv_bias),
+        )
+        self.stages = nn.ModuleList(
+            self._build_stage(stage, arch, shared) for stage in range(self.out_indices[-1] + 1)
+        )
+        self.apply(_init_module)
+        self._weights_loaded = False
+        self._freeze()
+
+    def _build_stage(self, stage: int, arch: dict, shared: dict) -> nn.ModuleList:
+        channels = self.base_channels * 2**stage
+        shared = dict(
+            shared,
+            channels=channels,
+            dilation=self.dilations[stage],
+            windows=arch['window_sizes'][stage],
+            num_heads=arch['num_heads'][stage],
+            feedforward_channels=arch['feedforward_channels'][stage],
+            drop_rate=arch['drop_rates'][stage],
+        )
+        if stage == NUM_STAGES - 1:
+            last = dict(
+                out_channels=2 * channels, kernel_size=1, out_drop_rate=arch['last_drop_rate']
+            )
+        elif stage == self.out_indices[-1]:  # only the map before its convolution is wanted
+            last = dict(out_channels=None)
+        else:
+            last = dict(
+                out_channels=2 * channels, stride=self.strides[stage + 1], avg_down=self.avg_down
+            )
+        blocks = [
+            ConTBlock(out_channels=channels, **shared) for _ in range(arch['depths'][stage] - 1)
+        ]
+        return nn.ModuleList([*blocks, ConTBlock(**last, **shared)])
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of each returned map."""
+        widths = [self.base_channels * 2**stage for stage in range(NUM_STAGES)]
+        widths[-1] *= 2
+        return tuple(widths[i] for i in self.out_indices)
+
+    @property
+    def out_strides(self) -> tuple[int, ...]:
+        """Stride of each returned map in pixels of the input."""
+        return tuple(STEM_STRIDE * math.prod(self.strides[: i + 1]) for i in self.out_indices)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of an image batch.
+
+        Args:
+            x: Images, [B, in_channels, H, W], H and W at least 32 pixels.
+
+        Returns:
+            One map per entry of ``out_indices``, [B, out_channels[i], ceil(H / out_strides[i]),
+            ceil(W / out_strides[i])], channels-last in memory.
+
+        Raises:
+            ValueError: If the shape is not as above.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < MIN_SIZE:
+            raise ValueError(
+                f'images must be [B, {self.in_channels}, H, W] with H and W at least {MIN_SIZE}, '
+                f'got {[*x.shape]}'
+            )
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        outs = []
+        for i, stage in enumerate(self.stages):
+            for block in stage:
+                x, encoded = block(x)
+            if i in self.out_indices:
+                outs.append(x if i == NUM_STAGES - 1 else encoded)
+        return tuple(outs)
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; without it the values of the constructor stay.
+
+        Raises:
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If it cannot be read safely or does not cover this network.
+        """
+        cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
+        pretrained = [cfg for cfg in cfgs if cfg.get('type') in ('Pretrained', PretrainedInit)]
+        if self.is_init or not pretrained:
+            super().init_weights()
+            return
+        initialize(self, [cfg for cfg in cfgs if cfg not in pretrained])
+        for (
+            cfg
+        ) in pretrained:  # MMEngine's own loader would take what fits and leave the rest random
+            load_pretrained(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
+        self._is_init = True
+
+    def builds(self, key: str) -> bool:
+        """Tell whether the part that a key of the whole network belongs to is built here."""
+        match = re.match(r'stages\.(\d+)\.(\d+)\.(\w+)', key)
+        if match is None:
+            return not key.startswith(('fc.', 'head.'))
+        stage, block, part = int(match[1]), int(match[2]), match[3]
+        if stage >= len(self.stages):
+            return False
+        blocks = self.stages[stage]
+        is_cut = block == len(blocks) - 1 and blocks[-1].conv is None
+        return not (is_cut and part in ('conv', 'downsample'))
+
+    def train(self, mode: bool = True) -> ConTNet:
+        """Switch to training or evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        self._freeze()
+        frozen = (
+            self.frozen_stages >= 0
+            or self.norm_eval
+            or not self.norm_cfg.get('requires_grad', True)
+        )
+        if mode and frozen and not self._weights_loaded:
+            warnings.warn(
+                f'ConTNet trains with frozen_stages={self.frozen_stages}, '
+                f'norm_eval={self.norm_eval} and norm_cfg={self.norm_cfg}, but no weights were '
+                'loaded: what is frozen stays as initialised. Give a checkpoint, or freeze nothing '
+                '(frozen_stages=-1, norm_eval=False) to train from scratch.',
+                stacklevel=2,
+            )
+        return self
+
+    def _freeze(self) -> None:
+        frozen = [self.stem, *self.stages][: self.frozen_stages + 1]
+        for module in frozen:
+            module.eval()
+            for parameter in module.parameters():
+                parameter.requires_grad = False
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # Every way to load weights comes through here, MMEngine's `load_from` included.
+        if any(key.startswith(f'{prefix}stem.') for key in state_dict):
+            self._weights_loaded = True
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    indices = check_integers('out_indices', out_indices, low=0, high=NUM_STAGES - 1)
+    if not indices or list(indices) != sorted(set(indices)):
+        raise ValueError(
+            f'out_indices must name one or more maps in increasing order, got {indices}'
+        )
+    return indices
+
+
+def _init_module(module: nn.Module) -> None:
+    """Initialise one layer as the official network does; norms keep weight 1 and bias 0."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, RelativePosition):
+        nn.init.trunc_normal_(module.table, std=0.02)

@@ -1,0 +1,12 @@
+"""The package's own scope under MMEngine's registries.
+
+MMEngine imports ``<scope>.registry`` when a type carries a scope, so ``type='contnet_mm.ConTNet'``
+is found from MMDetection, MMSegmentation and MMPretrain without ``custom_imports``.
+"""
+
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry(
+    'model', parent=MMENGINE_MODELS, scope='contnet_mm', locations=['contnet_mm.contnet']
+)

@@ -1,0 +1,111 @@
+"""Reading checkpoint files without running code that is in them."""
+
+from __future__ import annotations
+
+import codecs
+import pickle
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch._weights_only_unpickler
+from mmengine.fileio import get_local_path
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+
+
+def _numpy_globals() -> dict[str, object]:
+    """What pickled numpy arrays and scalars name, under the module names of numpy 1 and numpy 2."""
+    try:
+        from numpy._core import multiarray
+    except ImportError:  # numpy 1
+        from numpy.core import multiarray
+    names: dict[str, object] = {'numpy.ndarray': np.ndarray, 'numpy.dtype': np.dtype}
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+        names[f'{module}._reconstruct'] = multiarray._reconstruct
+        names[f'{module}.scalar'] = multiarray.scalar
+    for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_):
+        dtype = type(np.dtype(kind))
+        names[f'{dtype.__module__}.{dtype.__name__}'] = dtype
+    return names
+
+
+# MMEngine's Runner saves its log history beside the weights.
+EXTRA_GLOBALS: dict[str, object] = {
+    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+    '_codecs.encode': codecs.encode,
+    **_numpy_globals(),
+}
+
+
+def read_checkpoint(path: str | Path) -> object:
+    """Read a checkpoint file onto the CPU without running code that is in it.
+
+    Allowed are tensors, numbers, text, their containers and ``EXTRA_GLOBALS``.
+
+    Args:
+        path: A file, or whatever address MMEngine's file clients take.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, no checkpoint at all, or holds something that is not allowed.
+    """
+    with get_local_path(str(path)) as local:
+        file = Path(local)
+        if not file.is_file():
+            raise FileNotFoundError(f'checkpoint {path} does not exist')
+        head = file.open('rb').read(512)
+        if head.lstrip()[:1] == b'<':
+            raise ValueError(
+                f'{path} is a web page, not a checkpoint (it starts with {head[:20]!r}): '
+                'the download went wrong, fetch the file itself'
+            )
+        try:
+            return _load(file)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f'{path} is refused, or is no checkpoint: {_reason(error)}. Beside tensors and '
+                f'plain Python values only these are read: {", ".join(sorted(EXTRA_GLOBALS))}; '
+                'save the state dict alone'
+            ) from error
+        except Exception as error:  # damage can make an unpickler fail in any way
+            raise ValueError(
+                f'{path} ({file.stat().st_size} bytes) is damaged or cut short, or is no '
+                f'checkpoint: {_reason(error)}; fetch it again'
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Pick the fact out of torch's advice, which is to trust the file."""
+    fact = re.search(r'GLOBAL [\w.]+|Unsupported operand \d+|asks for [\w.]+', str(error))
+    return fact[0] if fact else (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _load(file: Path) -> object:
+    # Older versions refuse numpy's names of another major version even when they are allowed.
+    if digit_version(torch.__version__) >= digit_version('2.6'):
+        with torch.serialization.safe_globals(
+            [(value, name) for name, value in EXTRA_GLOBALS.items()]
+        ):
+            return torch.load(file, map_location='cpu', weights_only=True)
+    restricted = SimpleNamespace(
+        __name__='restricted',
+        Unpickler=_Unpickler,
+        load=lambda f, **kwargs: _Unpickler(f, **kwargs).load(),
+    )
+    return torch.load(file, map_location='cpu', pickle_module=restricted)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Gives torch's own list for ``weights_only`` and ours; anything else ends the load."""
+
+    def find_class(self, module: str, name: str) -> object:
+        allowed = {**torch._weights_only_unpickler._get_allowed_globals(), **EXTRA_GLOBALS}
+        if f'{module}.{name}' not in allowed:
+            raise pickle.UnpicklingError(f'asks for {module}.{name}')
+        return allowed[f'{module}.{name}']

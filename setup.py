@@ -1,0 +1,48 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+facts = {}
+exec((ROOT / 'contnet_mm' / 'version.py').read_text(), facts)
+readme = ROOT / 'README.md'
+
+setup(
+    name='contnet_mm',
+    version=facts['__version__'],
+    author='contnet_mm maintainers',
+    description='The ConTNet backbone for MMDetection, MMSegmentation and MMPretrain',
+    long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['contnet_mm*']),
+    python_requires='>=3.10',
+    # mmengine comes from one of two distributions: mmengine or onedl-mmengine. Naming either here
+    # would overwrite the other in place, so that the extras name them.
+    install_requires=['torch>=2.1'],
+    extras_require={
+        'onedl': [
+            'onedl-mmengine>=0.10.12',
+            'onedl-mmcv>=2.3.6',
+            'onedl-mmdetection>=3.5.1',
+            'onedl-mmsegmentation>=1.4.2',
+            'onedl-mmpretrain>=1.3.6',
+            'onedl-mim>=0.5.1',
+        ],
+        'openmmlab': [
+            'mmengine>=0.10.7',
+            'mmcv>=2.1.0',
+            'mmdet>=3.3.0',
+            'mmsegmentation>=1.2.2',
+            'mmpretrain>=1.2.0',
+            'openmim>=0.3.9',
+        ],
+        'demo': [
+            'matplotlib>=3.7',
+            'scikit-image>=0.22',
+            'scikit-learn>=1.3',
+            'cityscapesscripts>=2.2',
+        ],
+        'dev': ['codespell>=2.3', 'hypothesis>=6.100', 'pytest>=8', 'ruff>=0.15'],
+    },
+)

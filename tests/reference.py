@@ -1,0 +1,79 @@
+"""The network read off its description, one window at a time, on the real tokens only.
+
+Nothing is padded or masked here and no windowing code is shared with the package, so that agreement
+means something.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def reference_maps(net, x):
+    """Maps of a ConTNet in eval mode: Encoder2 of the stages' last blocks, and the output."""
+    x = net.stem(x)
+    maps = []
+    for stage in net.stages:
+        for block in stage:
+            x, encoded = _block(block, x)
+        maps.append(encoded)
+    if len(net.stages) == 4:
+        maps[-1] = x
+    return [maps[i] for i in net.out_indices]
+
+
+def _block(block, x):
+    y = F.relu(block.norm(x))
+    r = y
+    for encoder in block.encoders:
+        r = _encode_map(encoder, r)
+    if block.conv is None:
+        return None, r
+    shortcut = x if block.downsample is None else block.downsample(block._pool(y))
+    return block.conv(r) + shortcut, r
+
+
+def _encode_map(encoder, x):
+    p = encoder.window
+    out = torch.empty_like(x)
+    for top in range(0, x.shape[2], p):
+        for left in range(0, x.shape[3], p):
+            window = x[:, :, top : top + p, left : left + p]
+            h, w = window.shape[2:]
+            tokens = window.flatten(2).transpose(1, 2)
+            tokens = _encode_window(encoder, tokens, h, w)
+            out[:, :, top : top + p, left : left + p] = tokens.transpose(1, 2).unflatten(2, (h, w))
+    return out
+
+
+def _encode_window(encoder, x, h, w):
+    if encoder.position is not None:
+        place = torch.arange(h * w)
+        rows, columns = encoder.position.rows[place // w], encoder.position.columns[place % w]
+        x = x + torch.cat([rows, columns], dim=1)
+    if encoder.pre_norm:
+        x = x + _attention(encoder, encoder.norm1(x), h, w)
+        return x + _feed_forward(encoder.ffn, encoder.norm2(x))
+    x = encoder.norm1(x + _attention(encoder, x, h, w))
+    return encoder.norm2(x + _feed_forward(encoder.ffn, x))
+
+
+def _feed_forward(ffn, x):
+    return ffn.fc2(F.gelu(ffn.fc1(x)))
+
+
+def _attention(encoder, x, h, w):
+    attn, p = encoder.attn, encoder.window
+    channels = x.shape[2]
+    width = channels // attn.num_heads
+    q, k, v = attn.qkv(x).split(channels, dim=-1)
+    heads = []
+    for head in range(attn.num_heads):
+        part = slice(head * width, (head + 1) * width)
+        logits = q[..., part] * width**-0.5 @ k[..., part].transpose(1, 2)
+        if attn.position is not None:
+            place = torch.arange(h * w)
+            dh = (place // w)[:, None] - (place // w)[None]  # query minus key
+            dw = (place % w)[:, None] - (place % w)[None]
+            logits = logits + attn.position.table[(dh + p - 1) * (2 * p - 1) + dw + p - 1, head]
+        heads.append(logits.softmax(-1) @ v[..., part])
+    return attn.proj(torch.cat(heads, dim=-1))
