@@ -1,0 +1,122 @@
+"""Puts the demo data set on disk, all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from .cityscapes import CityscapesWriter
+from .coco import CocoWriter
+from .options import DemoOptions
+from .scenes import SceneMaker
+from .sources import PARTS, find_photographs
+
+SETTINGS_NAME = 'settings.json'
+GENERATOR = 'contnet_mm.demo'
+# Raise whenever equal options give other files than before.
+VERSION = 1
+
+
+def make_demo_data(
+    out: str | Path,
+    options: DemoOptions,
+    overwrite: bool = False,
+    on_image: Callable[[], None] | None = None,
+) -> bool:
+    """Makes the data set in COCO's and in Cityscapes' layout.
+
+    Everything is made in a hidden folder beside ``out`` and renamed when complete.
+
+    Args:
+        out: Folder to make; gets ``coco/``, ``cityscapes/`` and ``settings.json``.
+        options: The settings.
+        overwrite: Whether to replace a data set made with other settings.
+        on_image: Called after each image.
+
+    Returns:
+        Whether anything was made; False if ``out`` already holds this very data set.
+
+    Raises:
+        ValueError: If ``out`` holds something else, or another data set and not ``overwrite``.
+    """
+    out = Path(out).resolve()
+    settings = describe_settings(options)
+    if _holds_same(out, settings, overwrite):
+        return False
+    unfinished, replaced = (
+        out.with_name(f'.{out.name}.{state}') for state in ('unfinished', 'replaced')
+    )
+    for left_over in (unfinished, replaced):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        _write_all(unfinished, options, on_image)
+        _write_json(unfinished / SETTINGS_NAME, settings)
+        if out.exists():
+            out.rename(replaced)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return True
+
+
+def describe_settings(options: DemoOptions) -> dict:
+    """Returns all that decides on the content of the files."""
+    return {
+        'generator': GENERATOR,
+        'version': VERSION,
+        'photographs': list(find_photographs()),
+        **options.as_settings(),
+    }
+
+
+def _holds_same(out: Path, settings: dict, overwrite: bool) -> bool:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    present = _read_settings(out)
+    keys = sorted(settings.keys() | present.keys())
+    differences = [
+        f'{key} is {present.get(key)}, asked for {settings.get(key)}'
+        for key in keys
+        if present.get(key) != settings.get(key)
+    ]
+    if differences and not overwrite:
+        raise ValueError(
+            f'{out} was made with other settings ({"; ".join(differences)}): '
+            'pass --overwrite to replace it or choose another folder'
+        )
+    return not differences
+
+
+def _read_settings(out: Path) -> dict:
+    """Reads the settings of a data set, refusing folders that hold anything else."""
+    try:
+        present = json.loads((out / SETTINGS_NAME).read_text())
+    except (OSError, ValueError):
+        present = None
+    if not isinstance(present, dict) or present.get('generator') != GENERATOR:
+        raise ValueError(
+            f'{out} exists and is no demo data set (no valid {SETTINGS_NAME} in it): '
+            'it is left as it is, choose another folder'
+        )
+    return present
+
+
+def _write_all(root: Path, options: DemoOptions, on_image: Callable[[], None] | None) -> None:
+    maker = SceneMaker(options)
+    for part in PARTS:
+        writers = (CocoWriter(root / 'coco', part), CityscapesWriter(root / 'cityscapes', part))
+        for index in range(options.num_images(part)):
+            scene = maker.make(part, index)
+            for writer in writers:
+                writer.add(scene)
+            if on_image is not None:
+                on_image()
+        for writer in writers:
+            _write_json(*writer.content())
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, sort_keys=True) + '\n')

@@ -1,0 +1,177 @@
+"""Writes the scenes in Cityscapes' layout, with mmdet's instance annotations beside it.
+
+Cityscapes' evaluator knows its own classes only, so digits and photographs borrow their names:
+digits 0 to 7 are its eight instance classes, 8 and 9 two of its stuff classes, and each
+photograph is one more stuff class (see ``PHOTOGRAPHS`` in sources.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+from cityscapesscripts.helpers.labels import id2label, labels, name2label
+from PIL import Image
+
+from .coco import describe_mask
+from .scenes import Scene
+from .sources import PHOTOGRAPHS
+
+CITY = 'demo'
+# Cityscapes label that stands for each digit, 0 to 9.
+DIGIT_LABELS = (
+    'person',
+    'rider',
+    'car',
+    'truck',
+    'bus',
+    'train',
+    'motorcycle',
+    'bicycle',
+    'traffic light',
+    'traffic sign',
+)
+# As mmdet's converter selects and orders them.
+CATEGORIES = [
+    {'id': label.id, 'name': label.name}
+    for label in labels
+    if label.hasInstances and not label.ignoreInEval
+]
+# Cityscapes counts instances of a class from 0 in label * 1000 + number.
+INSTANCES_PER_LABEL = 1000
+
+
+def label_maps(scene: Scene) -> dict[str, np.ndarray]:
+    """Paints the three label images of a scene.
+
+    Returns:
+        ``labelIds`` and ``labelTrainIds``, [height, width] uint8, and ``instanceIds``, uint16.
+    """
+    ground = name2label[PHOTOGRAPHS[scene.photograph]].id
+    label_ids = np.full(scene.image.shape[:2], ground, np.uint8)
+    instance_ids = label_ids.astype(np.uint16)
+    counts: dict[int, int] = {}
+    for digit in scene.digits:
+        label = name2label[DIGIT_LABELS[digit.label]]
+        label_ids[digit.visible] = label.id
+        instance_ids[digit.visible] = label.id
+        if label.hasInstances:
+            number = counts.get(label.id, 0)
+            instance_ids[digit.visible] = label.id * INSTANCES_PER_LABEL + number
+            counts[label.id] = number + 1
+    train_ids = np.full(256, 255, np.uint8)
+    for label_id in np.unique(label_ids):
+        train_ids[label_id] = id2label[label_id].trainId
+    return {
+        'labelIds': label_ids,
+        'labelTrainIds': train_ids[label_ids],
+        'instanceIds': instance_ids,
+    }
+
+
+def trace_polygon(shape: np.ndarray) -> list[list[int]]:
+    """Traces a one-piece shape as a single polygon.
+
+    Cityscapes' polygons have no holes: each hole is joined to the outline by a bridge of no
+    width where they come nearest, so that filling the polygon leaves the hole open.
+
+    Args:
+        shape: The shape, [height, width] bool.
+
+    Returns:
+        Corners as (x, y) in pixels.
+    """
+    contours, hierarchy = cv2.findContours(
+        shape.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+    )
+    loops = [contour[:, 0] for contour in contours]
+    is_hole = hierarchy[0, :, 3] >= 0
+    path = loops[int(np.flatnonzero(~is_hole)[0])]
+    holes = [loops[index] for index in np.flatnonzero(is_hole)]
+    while holes:
+        # The nearest hole first: its bridge cannot cross another hole.
+        gaps = [((path[:, None] - hole) ** 2).sum(axis=2) for hole in holes]
+        nearest = int(np.argmin([gap.min() for gap in gaps]))
+        hole, gap = holes.pop(nearest), gaps[nearest]
+        start, end = np.unravel_index(gap.argmin(), gap.shape)
+        loop = np.concatenate([hole[end:], hole[: end + 1]])
+        path = np.concatenate([path[: start + 1], loop, path[start:]])
+    steps = np.diff(path, axis=0, append=path[:1])
+    corners = (steps != np.roll(steps, 1, axis=0)).any(axis=1)
+    return path[corners].tolist()
+
+
+def describe_polygons(scene: Scene) -> dict:
+    """Describes a scene as Cityscapes' polygon files do: objects from back to front."""
+    height, width = scene.image.shape[:2]
+    frame = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
+    objects = [{'label': PHOTOGRAPHS[scene.photograph], 'polygon': frame}]
+    for digit in scene.digits:
+        polygon = trace_polygon(digit.shape)
+        objects.append({'label': DIGIT_LABELS[digit.label], 'polygon': polygon})
+    return {'imgHeight': height, 'imgWidth': width, 'objects': objects}
+
+
+class CityscapesWriter:
+    """Writes the files of one part as they come and mmdet's annotations at the end.
+
+    Args:
+        root: Folder of the Cityscapes data set.
+        part: 'train' or 'val'.
+    """
+
+    def __init__(self, root: Path, part: str) -> None:
+        self.image_dir = root / 'leftImg8bit' / part / CITY
+        self.label_dir = root / 'gtFine' / part / CITY
+        self.annotation_path = root / 'annotations' / f'instancesonly_filtered_gtFine_{part}.json'
+        self.images: list[dict] = []
+        self.annotations: list[dict] = []
+        for folder in (self.image_dir, self.label_dir, self.annotation_path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, scene: Scene) -> None:
+        """Writes the files of the next image and remembers its instances."""
+        stem = f'{CITY}_000000_{len(self.images):06d}'
+        image_name = f'{stem}_leftImg8bit.png'
+        _save_png(scene.image, self.image_dir / image_name)
+        maps = label_maps(scene)
+        for kind, values in maps.items():
+            _save_png(values, self.label_dir / f'{stem}_gtFine_{kind}.png')
+        polygons = json.dumps(describe_polygons(scene), sort_keys=True)
+        (self.label_dir / f'{stem}_gtFine_polygons.json').write_text(polygons)
+        self._remember(image_name, f'{stem}_gtFine_labelIds.png', maps['instanceIds'])
+
+    def _remember(self, image_name: str, label_name: str, instance_ids: np.ndarray) -> None:
+        # NOTE: numbers start at 1, not at 0 as in mmdet's converter: COCO's evaluator takes
+        # annotation 0 for "no match".
+        image = {
+            'id': len(self.images) + 1,
+            'file_name': f'{CITY}/{image_name}',
+            'segm_file': f'{CITY}/{label_name}',
+            'height': instance_ids.shape[0],
+            'width': instance_ids.shape[1],
+        }
+        self.images.append(image)
+        for instance_id in np.unique(instance_ids[instance_ids >= INSTANCES_PER_LABEL]):
+            annotation = describe_mask(instance_ids == instance_id)
+            annotation.update(
+                id=len(self.annotations) + 1,
+                image_id=image['id'],
+                category_id=int(instance_id) // INSTANCES_PER_LABEL,
+            )
+            self.annotations.append(annotation)
+
+    def content(self) -> tuple[Path, dict]:
+        """Returns the annotation file's path and content."""
+        content = {
+            'images': self.images,
+            'annotations': self.annotations,
+            'categories': CATEGORIES,
+        }
+        return self.annotation_path, content
+
+
+def _save_png(values: np.ndarray, path: Path) -> None:
+    Image.fromarray(values).save(path, compress_level=6)
