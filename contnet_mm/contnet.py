@@ -337,9 +337,8 @@ class ConTNet(BaseModule):
             super().init_weights()
             return
         initialize(self, [cfg for cfg in cfgs if cfg not in pretrained])
-        for (
-            cfg
-        ) in pretrained:  # MMEngine's own loader would take what fits and leave the rest random
+        # MMEngine's own loader would take what fits and leave the rest random.
+        for cfg in pretrained:
             load_pretrained(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
         self._is_init = True
 

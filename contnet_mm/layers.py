@@ -83,23 +83,19 @@ def merge_windows(tokens: Tensor, size: tuple[int, int, int], window: int, inner
     """
     batch, height, width = size
     n, channels = window // inner, tokens.shape[-1]
-    regions = _regions(height, width, window)
-    grids = [
-        (-(-(rows.stop - rows.start) // window), -(-(columns.stop - columns.start) // window))
-        for rows, columns in regions
-    ]
-    parts = []
-    for part, (nh, nw) in zip(
-        tokens.split([batch * nh * nw for nh, nw in grids]), grids, strict=True
-    ):
+    out = tokens.new_empty(batch, height, width, channels)
+    start = 0
+    for rows, columns in _regions(height, width, window):
+        h, w = rows.stop - rows.start, columns.stop - columns.start
+        nh, nw = -(-h // window), -(-w // window)
+        part = tokens[start : start + batch * nh * nw]
         part = part.view(batch, nh, nw, n, n, inner, inner, channels)
         part = part.permute(0, 1, 3, 5, 2, 4, 6, 7)  # [B, nh, n, inner, nw, n, inner, C]
-        parts.append(part.reshape(batch, nh * window, nw * window, channels))
-    if len(parts) == 1:
-        return parts[0][:, :height, :width].contiguous()
-    out = tokens.new_empty(batch, height, width, channels)
-    for part, (rows, columns) in zip(parts, regions, strict=True):
-        out[:, rows, columns] = part[:, : rows.stop - rows.start, : columns.stop - columns.start]
+        part = part.reshape(batch, nh * window, nw * window, channels)
+        if part.shape == out.shape:  # no padding anywhere: spare the second copy
+            return part
+        out[:, rows, columns] = part[:, :h, :w]
+        start += batch * nh * nw
     return out
 
 

@@ -32,9 +32,17 @@ def _numpy_globals() -> dict[str, object]:
     return names
 
 
+def _statistic(owner: object, name: str) -> object:
+    """Stand in for ``getattr``, by which a log history names its own statistics."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'asks for getattr of {owner!r}, {name!r}')
+
+
 # MMEngine's Runner saves its log history beside the weights.
 EXTRA_GLOBALS: dict[str, object] = {
     'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+    'builtins.getattr': _statistic,
     '_codecs.encode': codecs.encode,
     **_numpy_globals(),
 }
@@ -105,6 +113,7 @@ class _Unpickler(pickle.Unpickler):
     """Gives torch's own list for ``weights_only`` and ours; anything else ends the load."""
 
     def find_class(self, module: str, name: str) -> object:
+        module = {'__builtin__': 'builtins'}.get(module, module)  # its name in old protocols
         allowed = {**torch._weights_only_unpickler._get_allowed_globals(), **EXTRA_GLOBALS}
         if f'{module}.{name}' not in allowed:
             raise pickle.UnpicklingError(f'asks for {module}.{name}')

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
+from mmengine.logging import HistoryBuffer, MMLogger
 from torch import nn
 
 from contnet_mm import ConTNet
@@ -276,6 +276,15 @@ def write_pickled_code(path, official):
     path.write_bytes(pickle.dumps(RunsCode(path.parent / 'ran')))
 
 
+class ReachesOut:
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__subclasses__')
+
+
+def write_getattr(path, official):
+    torch.save({**official, 'extra': ReachesOut()}, path)
+
+
 def write_list(path, official):
     torch.save([1, 2], path)
 
@@ -294,6 +303,7 @@ def write_resnet(path, official):
         (write_code, r'refused.*mkdir'),
         (write_legacy_code, r'refused.*mkdir'),
         (write_pickled_code, r'refused|damaged'),
+        (write_getattr, r'refused'),
         (write_list, 'a list, not a state dict'),
         (write_resnet, r'no ConTNet.*backbone\.layer1'),
     ],
