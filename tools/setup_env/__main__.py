@@ -1,0 +1,245 @@
+"""Build the environment of contnet_mm: the steps, and doing them in order.
+
+Each finished step leaves a stamp in the environment with a hash of everything that the step depends
+on: a second run has nothing to do, and an interrupted one goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .environment import (
+    STACKS,
+    Env,
+    SetupError,
+    ask,
+    is_done,
+    is_usable,
+    locked,
+    make_venv,
+    mend_site_packages,
+    run_logged,
+    write_stamp,
+)
+from .preflight import compile_jobs, cuda_plan, preflight
+
+TRANSITIONAL = tuple(
+    f'tools/transitional/{name}'
+    for name in (
+        'mmdet/pyproject.toml',
+        'mmdet/mm_transitional/__init__.py',
+        'mmdet/mm_transitional/tools/test.py',
+        'mmdet/mm_transitional/tools/train.py',
+        'mmsegmentation/pyproject.toml',
+        'mmsegmentation/mmseg/transitional.txt',
+    )
+)
+NMS = """
+import torch
+from mmcv.ops import nms
+device = {device!r}
+boxes = torch.tensor([[0., 0., 10., 10.], [1., 1., 10., 10.], [20., 20., 30., 30.]], device=device)
+kept = nms(boxes, torch.tensor([.9, .8, .7], device=device), 0.5)[1].tolist()
+assert kept == [0, 2], kept
+print(json.dumps(True))
+"""
+
+
+class Step(NamedTuple):
+    """One resumable piece of the set-up."""
+
+    name: str
+    title: str
+    run: Callable[[Env], None]
+    files: tuple[str, ...]  # a change in one of these makes the step run again
+    disk_gb: float = 0.0
+
+
+def pip_install(env, *words, **extra):
+    """Run the environment's pip."""
+    run_logged(env, [env.python, '-m', 'pip', 'install', *words], **extra)
+
+
+def install_packages(env):
+    """Install the lock of the stack, pip itself first."""
+    lock = (env.root / env.requirements()).read_text()
+    pip_install(env, re.search(r'^pip==\S+', lock, re.MULTILINE).group())
+    pip_install(env, '--no-deps', '-r', env.requirements())
+
+
+def install_torch(env):
+    """Install torch and torchvision, both from one index.
+
+    Raises:
+        SetupError: they do not fit together.
+    """
+    index = ['--index-url', env.torch_index] if env.torch_index else []
+    pip_install(env, *index, '-r', env.requirements('-torch'))
+    if not ask(env.python, 'import torch, torchvision; print(json.dumps(True))'):
+        raise SetupError(
+            'torch and torchvision are installed but do not import together. They must come from '
+            f'the same index; remove {env.path} and run it again.'
+        )
+
+
+def ops_work(env, device='cpu'):
+    """Tell whether mmcv's compiled ops are there and compute the right thing."""
+    return bool(ask(env.python, NMS.format(device=device)))
+
+
+def install_mmcv(env):
+    """Build mmcv against the installed torch and prove that its ops were built.
+
+    Raises:
+        SetupError: even a second build has no working ops.
+    """
+    torch_cuda = ask(env.python, 'import torch; print(json.dumps(torch.version.cuda))')
+    cuda, sentence = cuda_plan(torch_cuda)
+    device = 'cuda' if cuda else 'cpu'
+    print(f'      {sentence}', flush=True)
+    options = {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': str(int(cuda)), 'MAX_JOBS': compile_jobs()}
+    if not cuda:  # mmcv asks torch for a GPU as well, and would then look for nvcc
+        options['CUDA_VISIBLE_DEVICES'] = ''
+    words = ['-v', '--no-deps', '--no-build-isolation', '-r', env.requirements('-mmcv')]
+    pip_install(env, *words, **options)
+    if not ops_work(env, device):
+        # pip may hold a wheel from a build without ops, or one for another torch.
+        print('      mmcv has no working ops; building it afresh', flush=True)
+        pip_install(env, *words, '--no-cache-dir', '--force-reinstall', **options)
+        if not ops_work(env, device):
+            raise SetupError(
+                f'mmcv is installed, but its ops were not built for {device} (mmcv._ext does not '
+                f'import, or nms gives a wrong result). What the build said: {env.log}'
+            )
+
+
+def install_dev(env):
+    """Install what tests, lint and demo need."""
+    pip_install(env, '--no-deps', '-r', 'requirements/dev.txt')
+
+
+def install_project(env):
+    """Install contnet_mm in place and, beside the forks, the original distribution names."""
+    options = ['--no-deps', '--no-build-isolation']
+    if env.stack.transitional:
+        folders = [f'./tools/transitional/{name}' for name in ('mmdet', 'mmsegmentation')]
+        pip_install(env, *options, '--force-reinstall', *folders)
+        for leftover in ('build', 'mmsegmentation.egg-info'):
+            shutil.rmtree(str(env.root / folders[1] / leftover), ignore_errors=True)
+    pip_install(env, *options, '-e', '.')
+
+
+def check(env):
+    """Prove that the versions fit together, that the libraries import, and that ops run."""
+    run_logged(env, [env.python, '-m', 'pip', 'check'])
+    imports = 'import json, mmengine, mmcv, mmdet, mmseg, mmpretrain, contnet_mm'
+    run_logged(env, [env.python, '-c', imports + NMS.format(device='cpu')])
+
+
+def steps_of(env):
+    """Return the steps in order; each names the files that it depends on."""
+    lock, torch, mmcv = (env.requirements(part) for part in ('', '-torch', '-mmcv'))
+    dev = 'requirements/dev.txt'
+    project = ('setup.py', 'pyproject.toml', 'contnet_mm/version.py')
+    project += TRANSITIONAL if env.stack.transitional else ()
+    every = (lock, torch, mmcv, dev, *project)
+    ops = f'mmcv ops: {compile_jobs()} compilers at once (MAX_JOBS), 8-12 minutes with 2'
+    return [
+        Step('packages', f'{lock}: 1-3 minutes', install_packages, (lock,), 1.2),
+        Step('torch', f'{torch}: 2-10 minutes, a big download', install_torch, (torch,), 4.6),
+        Step('mmcv', ops, install_mmcv, (torch, mmcv), 0.2),
+        Step('dev', f'{dev}: less than a minute', install_dev, (dev,)),
+        Step('project', 'contnet_mm in place: seconds', install_project, project),
+        Step('check', 'pip check, imports, one op: 20 seconds', check, every),
+    ]
+
+
+def note_late_options(env, todo, wanted, usable):
+    """Say which options come too late for an environment that exists."""
+    late = [f'PYTHON={wanted}'] if wanted and usable else []
+    if env.torch_index and 'torch' not in {step.name for step in todo}:
+        late.append(f'TORCH_INDEX={env.torch_index}')
+    if late:
+        print(
+            f'NOTE: {" and ".join(late)} changes nothing, since {env.stack.venv} is there already; '
+            f'remove it first: rm -r {shlex.quote(str(env.path))}'
+        )
+
+
+def build(env, wanted=''):
+    """Do the steps that are not done yet.
+
+    Raises:
+        SetupError: something is missing, or a step failed.
+    """
+    start = time.monotonic()
+    steps = steps_of(env)
+    usable = is_usable(env)
+    todo = [step for step in steps if not (usable and is_done(env, step))]
+    note_late_options(env, todo, wanted, usable)
+    if not todo:
+        print(f'The environment {env.stack.venv} ({env.stack.name}) is complete.')
+        return
+    with locked(env):
+        python = preflight(env, todo, wanted)
+        if python:
+            print(f'[1/{len(steps) + 1}] {env.stack.venv} from {python.path}: seconds', flush=True)
+            make_venv(env, python.path)
+        env.state.mkdir(exist_ok=True)
+        for number, step in enumerate(steps, 2):
+            if not is_done(env, step):  # whoever held the lock before may have done it
+                print(f'[{number}/{len(steps) + 1}] {step.title}', flush=True)
+                do(env, step)
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
+    print(f'Ready after {minutes} min {seconds} s: source {env.stack.venv}/bin/activate')
+
+
+def do(env, step):
+    """Do one step with a log of its own, and stamp it."""
+    start = time.monotonic()
+    mend_site_packages(env)
+    env.log = env.state / f'{step.name}.log'
+    with contextlib.suppress(FileNotFoundError):
+        env.log.unlink()
+    step.run(env)
+    write_stamp(env, step)
+    print(f'      done in {time.monotonic() - start:.0f} s', flush=True)
+
+
+def interrupted(*_):
+    """Turn a polite kill into what Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def main(argv=None):
+    """Run the set-up and return the exit status."""
+    parser = argparse.ArgumentParser(prog='setup_env', description=__doc__.partition('\n')[0])
+    parser.add_argument('--stack', default='onedl', choices=sorted(STACKS))
+    parser.add_argument('--python', default='', help='interpreter to build the environment from')
+    parser.add_argument('--torch-index', default='', help='index of torch and torchvision')
+    args = parser.parse_args(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has its reasons
+            signal.signal(number, interrupted)
+    try:
+        build(Env(STACKS[args.stack], torch_index=args.torch_index), args.python)
+    except SetupError as error:
+        print(f'setup: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nsetup: interrupted; make setup goes on where it stopped.', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""The environment that is built: its folder, its stamps, its lock, and commands run in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = '1'  # part of every stamp: raise it when a step starts to do something else
+
+
+class SetupError(Exception):
+    """Something that the user has to mend; the message says what and how."""
+
+
+class Stack(NamedTuple):
+    """One set of distributions that gives the import names mmengine, mmcv, mmdet, mmseg, ..."""
+
+    name: str
+    venv: str
+    pythons: tuple[tuple[int, int], ...]  # the tested one first
+    transitional: bool  # whether the names mmdet and mmsegmentation have to be added
+
+    @property
+    def accepted(self):
+        """Return the Python versions for a message."""
+        return ' or '.join('{}.{}'.format(*version) for version in self.pythons)
+
+
+STACKS = {
+    'onedl': Stack('onedl', '.venv', ((3, 11), (3, 10), (3, 12)), True),
+    'openmmlab': Stack('openmmlab', '.venv-openmmlab', ((3, 10),), False),
+}
+
+
+class Env:
+    """The environment that is being built."""
+
+    def __init__(self, stack, root=ROOT, torch_index=''):
+        self.stack = stack
+        self.root = root
+        self.torch_index = torch_index
+        self.path = root / stack.venv
+        self.python = self.path / 'bin' / 'python'
+        self.state = self.path / '.contnet_mm'  # stamps and logs
+        self.log = self.state / 'venv.log'
+        self.lock = ()  # file descriptor of the lock while it is held
+
+    def requirements(self, part=''):
+        """Return the path of a requirements file of this stack, relative to the root."""
+        return f'requirements/{self.stack.name}{part}.txt'
+
+
+# Stamps -----------------------------------------------------------------------------------------
+
+
+def step_key(env, step):
+    """Return the hash of what the step depends on, which this code is deliberately not."""
+    digest = hashlib.sha256(f'{RECIPE}\n{step.name}\n{env.stack}\n'.encode())
+    for name in step.files:
+        digest.update(name.encode() + b'\0' + (env.root / name).read_bytes())
+    return digest.hexdigest()
+
+
+def is_done(env, step):
+    """Tell whether the step's stamp is there and still true."""
+    stamp = env.state / f'{step.name}.stamp'
+    return stamp.is_file() and stamp.read_text() == step_key(env, step)
+
+
+def write_stamp(env, step):
+    """Record that the step is finished; a stamp that was cut off equals no key."""
+    (env.state / f'{step.name}.stamp').write_text(step_key(env, step))
+
+
+@contextlib.contextmanager
+def locked(env):
+    """Keep two set-ups from working on one environment; the kernel frees the lock in any case.
+
+    Raises:
+        SetupError: somebody else holds it.
+    """
+    path = env.root / f'{env.stack.venv}.lock'
+    with path.open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SetupError('another make setup, or a pip that it left, is at work.') from None
+        env.lock = (file.fileno(),)
+        yield
+
+
+# Running commands -------------------------------------------------------------------------------
+
+
+def clean_environ(**extra):
+    """Return os.environ without what would lead pip or Python out of the environment."""
+    astray = ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_PREFIX', 'PIP_USER', 'VIRTUAL_ENV')
+    kept = {key: value for key, value in os.environ.items() if key not in astray}
+    return {**kept, 'PIP_DISABLE_PIP_VERSION_CHECK': '1', 'PIP_NO_INPUT': '1', **extra}
+
+
+def ask(python, code):
+    """Return what a few lines of Python print as JSON, or None where they fail."""
+    command = [str(python), '-c', 'import json, sys\n' + code]
+    try:
+        said = subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, env=clean_environ(), timeout=300
+        )
+        return json.loads(said)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def run_logged(env, command, **extra):
+    """Run a command with its output in the log and a sign of life on a terminal.
+
+    Raises:
+        SetupError: the command failed; the message has its last lines.
+    """
+    command = [str(word) for word in command]
+    start = time.monotonic()
+    with env.log.open('a') as log:
+        log.write(f'\n$ {shlex.join(command)}\n')
+        log.flush()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=str(env.root),
+            env=clean_environ(**extra),
+            start_new_session=True,  # its compilers can be ended with it
+            pass_fds=env.lock,  # should we be killed, the lock holds until pip has ended too
+        )
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.5)
+                show(f'      {time.monotonic() - start:.0f} s {progress(env.log)}')
+        except BaseException:
+            end_group(process)
+            raise
+        finally:
+            show('')
+    if process.returncode:
+        lines = [line for line in env.log.read_text(errors='replace').splitlines() if line.strip()]
+        last = '\n'.join(f'    {line[:300]}' for line in lines[-15:])
+        raise SetupError(
+            f'a command failed with status {process.returncode}:\n{last}\nThe whole log: {env.log}'
+            '\nmake setup goes on where this stopped.'
+        )
+
+
+def show(text):
+    """Show a line that the next one overwrites, where there is a terminal."""
+    if sys.stdout.isatty():
+        print(f'\r{text:40}\r', end='', flush=True)
+
+
+def progress(log):
+    """Return what ninja said last, such as [60/78], or nothing."""
+    with log.open('rb') as file:
+        file.seek(max(0, log.stat().st_size - 20000))
+        return b''.join(re.findall(rb'\[\d+/\d+\](?= )', file.read())[-1:]).decode()
+
+
+def end_group(process):
+    """End a command with everything that it started."""
+    with contextlib.suppress(ProcessLookupError):  # raised as soon as nothing of it is left
+        os.killpg(process.pid, signal.SIGTERM)
+        for _ in range(20):  # ninja needs a moment for its compilers, which are not in this group
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# The folder -------------------------------------------------------------------------------------
+
+
+def is_usable(env):
+    """Tell whether the environment exists and works; a half-made or moved one counts as absent.
+
+    Raises:
+        SetupError: the folder is something else, which is not ours to remove.
+    """
+    if not env.path.exists():
+        return False
+    ours = (env.path / 'pyvenv.cfg').is_file() or env.state.is_dir()
+    if not ours and any(env.path.iterdir()):
+        raise SetupError(f'{env.path} exists and is no virtual environment; move it away.')
+    version = ask(env.python, 'import pip; print(json.dumps(sys.version_info[:2]))')
+    script = env.path / 'bin' / 'pip'  # after a move, it and the others name a folder that is gone
+    if not (version and script.is_file() and f'{env.path}/bin/python' in script.read_text()):
+        return False
+    if tuple(version) not in env.stack.pythons:
+        raise SetupError(
+            f'{env.path} has Python {version[0]}.{version[1]}; STACK={env.stack.name} needs '
+            f'{env.stack.accepted}.\n'
+            f'  Remove it and run make setup again: rm -r {shlex.quote(str(env.path))}'
+        )
+    return True
+
+
+def make_venv(env, python):
+    """Make the environment, in place of what may be left of a half-made one."""
+    env.state.mkdir(parents=True, exist_ok=True)  # shows after an interruption that it is ours
+    remove(env.state.glob('*'))
+    remove(path for path in env.path.glob('*') if path != env.state)
+    run_logged(env, [python, '-m', 'venv', env.path])
+
+
+def mend_site_packages(env):
+    """Remove what an interrupted pip left, so that pip does not take it for installed.
+
+    pip writes the file INSTALLER last, and renames what it is about to replace to ~something.
+    """
+    site = 'lib/python3*/site-packages'
+    remove(env.path.glob(f'{site}/~*'))
+    infos = env.path.glob(f'{site}/*.dist-info')
+    remove(info for info in infos if not (info / 'INSTALLER').is_file())
+
+
+def remove(paths):
+    """Remove files and whole folders."""
+    for path in list(paths):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(str(path))
+        else:
+            path.unlink()

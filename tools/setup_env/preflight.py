@@ -1,0 +1,222 @@
+"""What the machine has, and what it lacks: looked at before anything is downloaded."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from .environment import SetupError, ask, is_usable
+
+GB = 1 << 30
+INSPECT = """
+import importlib.util as u, os, sysconfig
+venv = all(u.find_spec(name) for name in ('venv', 'ensurepip'))
+headers = os.path.isfile(os.path.join(sysconfig.get_path('include'), 'Python.h'))
+print(json.dumps([sys.version_info[:2], venv, headers]))
+"""
+
+
+class Python(NamedTuple):
+    """What matters of an interpreter before an environment is made from it."""
+
+    path: str
+    version: tuple[int, int]
+    has_venv: bool
+    has_headers: bool
+
+    @property
+    def name(self):
+        """Return for instance python3.11, which is also its Debian package."""
+        return 'python{}.{}'.format(*self.version)
+
+
+def inspect_python(path):
+    """Return a Python for an interpreter that runs, None for anything else."""
+    found = ask(path, INSPECT)
+    return Python(str(path), tuple(found[0]), found[1], found[2]) if found else None
+
+
+def python_candidates(versions):
+    """Return the interpreters on PATH and those of pyenv that may have these versions."""
+    folders = [Path(folder) for folder in os.environ.get('PATH', '').split(os.pathsep) if folder]
+    pyenv = Path(os.environ.get('PYENV_ROOT', '~/.pyenv')).expanduser()
+    folders += sorted(pyenv.glob('versions/*/bin'))
+    names = ['python{}.{}'.format(*version) for version in versions] + ['python3']
+    return [folder / name for name in names for folder in folders if (folder / name).is_file()]
+
+
+def find_python(stack, wanted=''):
+    """Return the interpreter to build from, a complete one if there is any.
+
+    Args:
+        stack: says which versions are accepted, the tested one first.
+        wanted: what the user gave as PYTHON=, a name or a path.
+
+    Raises:
+        SetupError: none is there, or the wanted one does not run or has another version.
+    """
+    if wanted:
+        python = inspect_python(shutil.which(wanted) or wanted)
+        if python and python.version in stack.pythons:
+            return python
+        what = f'is {python.name}' if python else 'does not run'
+        raise SetupError(f'PYTHON={wanted} {what}; STACK={stack.name} needs {stack.accepted}.')
+    incomplete = None
+    for path in python_candidates(stack.pythons):
+        python = inspect_python(path)
+        if python and python.version in stack.pythons:
+            if python.has_venv and python.has_headers:
+                return python
+            incomplete = incomplete or python
+    if incomplete:
+        return incomplete
+    best = 'python{}.{}'.format(*stack.pythons[0])
+    raise SetupError(
+        f'no Python {stack.accepted} found (STACK={stack.name}).\n'
+        f'  Debian/Ubuntu: apt install {best} {best}-venv {best}-dev; with pyenv: pyenv install '
+        f'{best[6:]}; else give one: make setup STACK={stack.name} PYTHON=/path/to/{best}'
+    )
+
+
+def python_problems(python, makes_venv, compiles):
+    """Return what the interpreter lacks for this, with the package that has it."""
+    absent = []
+    if makes_venv and not python.has_venv:
+        absent.append(('module venv or ensurepip', 'venv'))
+    if compiles and not python.has_headers:
+        absent.append(('Python.h, which mmcv needs', 'dev'))
+    return [
+        f'{python.path} has no {what}.\n  Debian/Ubuntu: apt install {python.name}-{package}'
+        for what, package in absent
+    ]
+
+
+def compiler_problems():
+    """Return what is wrong with the C++ compiler that mmcv's ops are built with."""
+    advice = '\n  Debian/Ubuntu: apt install g++; or name yours: CXX=/path/to/c++ make setup'
+    command = shlex.split(os.environ.get('CXX', '')) or ['c++']
+    probe = [*command, '-std=c++17', '-fsyntax-only', '-x', 'c++', '-']
+    try:
+        found = subprocess.run(probe, input=b'#include <vector>\n', stderr=subprocess.PIPE)
+    except OSError:
+        return [f'no C++ compiler: {command[0]!r} does not run; mmcv needs it.{advice}']
+    if found.returncode:
+        said = found.stderr.decode(errors='replace').strip().partition('\n')[0]
+        return [f'the C++ compiler {command[0]!r} does not compile C++17: {said}{advice}']
+    return []
+
+
+def library_problems():
+    """Return which shared libraries are missing without which opencv-python does not import."""
+    missing = {}
+    for name, package in (('libGL.so.1', 'libgl1'), ('libgthread-2.0.so.0', 'libglib2.0-0')):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            missing[name] = package
+    packages = ' '.join(missing.values())
+    text = f'opencv-python needs {" and ".join(missing)}.\n  Debian/Ubuntu: apt install {packages}'
+    return [text] if missing else []
+
+
+def disk_problems(needs):
+    """Return which file systems are too small.
+
+    Args:
+        needs: GB that will be written by folder; those on one file system are added up.
+    """
+    by_device = {}
+    for folder in needs:
+        by_device.setdefault(os.stat(str(folder)).st_dev, []).append(folder)
+    problems = []
+    for folders in by_device.values():
+        needed = sum(needs[folder] for folder in folders)
+        free = shutil.disk_usage(str(folders[0])).free / GB
+        if free < needed:
+            problems.append(
+                f'too little disk at {" and ".join(map(str, folders))}: {free:.1f} GB free, '
+                f'{needed:.1f} GB needed.\n  Make room, or point TMPDIR to a larger disk.'
+            )
+    return problems
+
+
+def preflight(env, todo, wanted):
+    """Check all that can be checked before anything is downloaded.
+
+    Args:
+        env: the environment to build.
+        todo: the steps that are not done yet.
+        wanted: what the user gave as PYTHON=.
+
+    Returns:
+        The interpreter that the environment will be made from, None where it is there already.
+
+    Raises:
+        SetupError: with everything that is missing, at once.
+    """
+    compiles = 'mmcv' in {step.name for step in todo}
+    problems, new = [], None
+    try:
+        new = None if is_usable(env) else find_python(env.stack, wanted)
+        problems += python_problems(new or inspect_python(env.python), new is not None, compiles)
+    except SetupError as error:
+        problems.append(str(error))
+    problems += compiler_problems() if compiles else []
+    problems += library_problems()
+    room = sum(step.disk_gb for step in todo)
+    if 'cpu' in env.torch_index:  # without torch's CUDA libraries
+        room = min(room, 3.0)
+    scratch = 2.0 if room else 0.0
+    problems += disk_problems({env.root: room, Path(tempfile.gettempdir()): scratch})
+    if problems:
+        lines = [f'- {text}' for text in problems]
+        raise SetupError('\n'.join(['nothing was installed, because of this:', *lines]))
+    return new
+
+
+# For the build of mmcv ----------------------------------------------------------------------------
+
+
+def output_of(command):
+    """Return a command's output, None where it is missing or fails."""
+    try:
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=60).decode()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def cuda_plan(torch_cuda):
+    """Decide whether CUDA ops are asked for.
+
+    Args:
+        torch_cuda: the CUDA version that torch was built with, None for a CPU build.
+
+    Returns:
+        Whether to build for CUDA, and the sentence that tells the user.
+    """
+    if output_of(['nvidia-smi']) is None:
+        return False, 'CPU ops (no working nvidia-smi here).'
+    if not torch_cuda:
+        return False, 'CPU ops (there is a GPU, but this torch was built without CUDA).'
+    home = os.environ.get('CUDA_HOME')
+    said = output_of([os.path.join(home, 'bin', 'nvcc') if home else 'nvcc', '--version'])
+    release = re.search(r'release (\d+)\.', said or '')
+    major = torch_cuda.split('.')[0]
+    if release is None or release.group(1) != major:
+        has = f'nvcc {release.group(1)}' if release else 'no nvcc'
+        return False, f'CPU ops ({has} found; CUDA ops need an nvcc of CUDA {major}).'
+    return True, 'CUDA ops, which is unproven: nobody has run this build of ours on a GPU yet.'
+
+
+def compile_jobs():
+    """Return how many compilers may run: one per core, and 2.5 GB of memory for each."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    fitting = max(1, min(len(os.sched_getaffinity(0)), int(memory / (2.5 * GB))))
+    return os.environ.get('MAX_JOBS') or str(fitting)
