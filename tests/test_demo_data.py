@@ -327,9 +327,9 @@ def test_too_few_photographs_are_named(tmp_path):
         ({'size': (63, 256)}, 'size must be at least 64, got 63'),
         ({'digits': (0, 3)}, 'digits must be at least 1, got 0'),
         ({'digits': (4, 3)}, r'digits must be given as \(smallest, largest\), got \(4, 3\)'),
-        ({'digits': (2, 60)}, 'at most 25 digits'),
+        ({'digits': (2, 60)}, 'at most 17 digits'),
         ({'digit_height': (10, 40)}, 'digit_height must be at least 24, got 10'),
-        ({'digit_height': (28, 180)}, 'the largest may be 147 pixels'),
+        ({'digit_height': (28, 180)}, 'the largest may be 86 pixels'),
     ],
 )
 def test_bad_values_are_named(changes, message):

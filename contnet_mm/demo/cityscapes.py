@@ -174,4 +174,5 @@ class CityscapesWriter:
 
 
 def _save_png(values: np.ndarray, path: Path) -> None:
-    Image.fromarray(values).save(path, compress_level=6)
+    # Compressing harder would cost a third of the time for a tenth of the bytes.
+    Image.fromarray(values).save(path, compress_level=1)

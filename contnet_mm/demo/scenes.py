@@ -145,7 +145,7 @@ class SceneMaker:
                 self.samples[sample],
                 height=rng.uniform(low, largest),
                 angle=rng.uniform(-MAX_ANGLE, MAX_ANGLE),
-                threshold=rng.uniform(0.42, 0.55),
+                threshold=rng.uniform(0.46, 0.58),
             )
             room = np.subtract(self.options.size, alpha.shape)
             if room.min() < 0 or not _is_whole(alpha):
@@ -245,7 +245,7 @@ def _write_digits(rng: np.random.Generator, image: np.ndarray, placed: list[_Pla
     for item in placed:
         ground = canvas[item.window()]
         luma = (ground @ LUMA)[item.alpha >= 0.5].mean()
-        colour = rng.uniform(0, 80, 3) if luma > 127 else rng.uniform(175, 255, 3)
-        alpha = (item.alpha * rng.uniform(0.7, 1.0))[..., None]
+        colour = rng.uniform(0, 60, 3) if luma > 127 else rng.uniform(195, 255, 3)
+        alpha = (item.alpha * rng.uniform(0.75, 1.0))[..., None]
         canvas[item.window()] = ground * (1 - alpha) + colour * alpha
     return np.rint(canvas).astype(np.uint8)
