@@ -59,7 +59,7 @@ def find_backbone(
 ) -> OrderedDict[str, Tensor]:
     """Take the backbone's tensors out of whatever a checkpoint file held.
 
-    Unwraps ``state_dict`` and ``model``, and strips ``module.`` and ``backbone.``.
+    Unwraps ``state_dict`` and ``model``; strips ``module.``, ``_orig_mod.`` and ``backbone.``.
 
     Args:
         content: What the file held.
@@ -81,19 +81,28 @@ def find_backbone(
         content = inner[0]
     if not isinstance(content, Mapping):
         raise ValueError(f'{checkpoint} holds a {type(content).__name__}, not a state dict')
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    tensors = {re.sub(r'^(module\.)+', '', key): value for key, value in tensors.items()}
+    tensors = {
+        _strip(str(key)): value for key, value in content.items() if isinstance(value, Tensor)
+    }
     if prefix is None:
         prefix = 'backbone.' if any(key.startswith('backbone.') for key in tensors) else ''
+    elif prefix:
+        prefix = _strip(f'{prefix.rstrip(".")}.')
     backbone = OrderedDict(
         (key[len(prefix) :], value) for key, value in tensors.items() if key.startswith(prefix)
     )
     if not (is_official(backbone) or any(key.startswith('stages.') for key in backbone)):
         raise ValueError(
             f'{checkpoint} holds no ConTNet under the prefix {prefix!r}: {len(tensors)} tensors, '
-            f'the first are {list(tensors)[:NUM_LISTED]}'
+            f'the first keys are {[*(tensors or content)][:NUM_LISTED]}; where it is deeper '
+            'inside, give its prefix in init_cfg'
         )
     return backbone
+
+
+def _strip(key: str) -> str:
+    """Drop what DDP and torch.compile put into keys."""
+    return re.sub(r'(^|\.)(?:(?:module|_orig_mod)\.)+', r'\1', key)
 
 
 def resize_positions(
@@ -152,38 +161,57 @@ def check_coverage(
     optional = {key for key in own if key.endswith('num_batches_tracked')}
     missing = [key for key in own if key not in state_dict and key not in optional]
     wrong = [
-        f'{key} {[*state_dict[key].shape]} instead of {[*value.shape]}'
+        f'{key} {_kind(state_dict[key])} instead of {_kind(value)}'
         for key, value in own.items()
-        if key in state_dict and state_dict[key].shape != value.shape
+        if key in state_dict and not _fits(state_dict[key], value)
     ]
     unexpected = [key for key in state_dict if key not in own and net.builds(key)]
     if missing or wrong or unexpected:
         found = len(own) - len(missing) - len(wrong)
-        problems = (('missing', missing), ('of another shape', wrong), ('unexpected', unexpected))
+        problems = (('missing', missing), ('of another kind', wrong), ('unexpected', unexpected))
         raise ValueError(
             f'{checkpoint} does not fit this {type(net).__name__}, of whose {len(own)} tensors '
             f'it covers {found}. '
             + '; '.join(
                 f'{len(keys)} {what}: {keys[:NUM_LISTED]}' for what, keys in problems if keys
             )
-            + f'. {_advice(state_dict)}'
+            + f'. {_advice(state_dict, own)}'
         )
     return OrderedDict((key, state_dict[key]) for key in own if key in state_dict)
 
 
-def _advice(state_dict: Mapping[str, Tensor]) -> str:
-    """Say which settings the keys and shapes of a file show."""
-    facts = []
+def _fits(found: Tensor, wanted: Tensor) -> bool:
+    same_kind = found.is_floating_point() == wanted.is_floating_point()
+    return found.shape == wanted.shape and same_kind and not found.is_complex()
+
+
+def _kind(tensor: Tensor) -> str:
+    return f'{[*tensor.shape]} {str(tensor.dtype).replace("torch.", "")}'
+
+
+def _advice(file: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Say in which settings a file and a backbone differ, as far as keys and shapes show."""
+    theirs, ours = _describe(file), _describe(own)
+    differences = [
+        f'{name} {value} in the file, {ours[name]} here'
+        for name, value in theirs.items()
+        if value != ours[name]
+    ]
+    if not differences:
+        return 'arch, position and deep_stem agree: look at norm_cfg, qkv_bias and out_indices'
+    return 'They differ in: ' + ', '.join(differences)
+
+
+def _describe(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
     stem = state_dict.get('stem.conv.weight', state_dict.get('stem.conv3.weight'))
-    if stem is not None:
-        facts.append(
-            f'base_channels {stem.shape[0]}, deep_stem={"stem.conv.weight" not in state_dict}'
-        )
     blocks = {match[0] for key in state_dict if (match := re.match(r'stages\.(\d)\.(\d+)', key))}
-    depths = [sum(block.startswith(f'stages.{stage}.') for block in blocks) for stage in range(4)]
     relative = any(key.endswith('attn.position.table') for key in state_dict)
-    facts.append(f'depths {depths}, position={"relative" if relative else "absolute"!r}')
-    return f'The file has {", ".join(facts)}: set arch, position and deep_stem to match it'
+    return {
+        'base_channels': None if stem is None else stem.shape[0],
+        'depths': [sum(b.startswith(f'stages.{stage}.') for b in blocks) for stage in range(4)],
+        'position': 'relative' if relative else 'absolute',
+        'deep_stem': 'stem.conv.weight' not in state_dict,
+    }
 
 
 def _check_avg_down(state_dict: Mapping[str, Tensor], avg_down: bool, checkpoint: str) -> None:
@@ -201,11 +229,11 @@ def _check_avg_down(state_dict: Mapping[str, Tensor], avg_down: bool, checkpoint
 
 
 def _missing_file(checkpoint: str) -> str:
-    name = Path(checkpoint).name
     return (
         f'checkpoint {checkpoint} does not exist (relative to {Path.cwd()}). There is no address '
         'to fetch it from: download the official file by hand and put it there, '
-        f'`mkdir -p checkpoints && mv <download> checkpoints/{name}`; it is read as released. '
+        f'`mkdir -p {Path(checkpoint).parent} && mv <download> {checkpoint}`; it is read as '
+        'released. '
         'To train without it set init_cfg=None and freeze nothing (frozen_stages=-1, '
         'norm_eval=False)'
     )

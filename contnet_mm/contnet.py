@@ -7,12 +7,12 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule, PretrainedInit, initialize
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from contnet_mm.arch import NUM_STAGES, check_flag, check_integer, check_integers, resolve_arch
@@ -36,12 +36,19 @@ def build_norm(norm_cfg: dict, channels: int) -> nn.Module:
         TypeError: If ``norm_cfg`` is not a dict with a ``type``.
         ValueError: If the type is not known.
     """
-    if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
-        raise TypeError(f"norm_cfg must be a dict such as dict(type='BN'), got {norm_cfg!r}")
+    if not isinstance(norm_cfg, dict) or not isinstance(norm_cfg.get('type'), (str, type)):
+        raise TypeError(
+            f"norm_cfg must be a dict with a name or a class as type, such as dict(type='BN'), "
+            f'got {norm_cfg!r}'
+        )
     cfg = dict(norm_cfg)
-    kind, requires_grad = cfg.pop('type'), cfg.pop('requires_grad', True)
+    kind = cfg.pop('type')
+    requires_grad = check_flag('norm_cfg requires_grad', cfg.pop('requires_grad', True))
     # These two work without mmcv, which is what puts norm layers into the registry.
-    layer = {'BN': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm}.get(kind) or MODELS.get(kind)
+    layer = {'BN': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm}.get(kind, kind)
+    if isinstance(layer, str):
+        with MODELS.switch_scope_and_registry(None) as registry:  # of the default scope
+            layer = registry.get(layer)
     if layer is None:
         raise ValueError(
             f"norm_cfg type {kind!r} is unknown: 'BN' and 'SyncBN' work by themselves, any "
@@ -143,7 +150,7 @@ class ConTBlock(nn.Module):
         """
         y = F.relu(self.norm(x), inplace=True)
         # The norm stays outside, or recomputing would update its running statistics twice.
-        if self.with_cp and y.requires_grad:
+        if self.with_cp and torch.is_grad_enabled():
             r = checkpoint(self.encoders, y, use_reentrant=False)
         else:
             r = self.encoders(y)
@@ -225,6 +232,7 @@ class ConTNet(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        _list_init_cfgs(init_cfg)
         arch = resolve_arch(arch)
         in_channels = check_integer('in_channels', in_channels, low=1)
         self.frozen_stages = check_integer('frozen_stages', frozen_stages, low=-1, high=NUM_STAGES)
@@ -331,8 +339,8 @@ class ConTNet(BaseModule):
             FileNotFoundError: If the checkpoint does not exist.
             ValueError: If it cannot be read safely or does not cover this network.
         """
-        cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
-        pretrained = [cfg for cfg in cfgs if cfg.get('type') in ('Pretrained', PretrainedInit)]
+        cfgs = _list_init_cfgs(self.init_cfg)
+        pretrained = [cfg for cfg in cfgs if _is_pretrained(cfg)]
         if self.is_init or not pretrained:
             super().init_weights()
             return
@@ -381,12 +389,12 @@ class ConTNet(BaseModule):
                 parameter.requires_grad = False
         if self.norm_eval:
             for module in self.modules():
-                if isinstance(module, _BatchNorm):
+                if hasattr(module, 'running_mean'):  # mmcv's batch norms are no torch ones
                     module.eval()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         # Every way to load weights comes through here, MMEngine's `load_from` included.
-        if any(key.startswith(f'{prefix}stem.') for key in state_dict):
+        if any(prefix + name in state_dict for name, _ in self.named_parameters()):
             self._weights_loaded = True
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -398,6 +406,21 @@ def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
             f'out_indices must name one or more maps in increasing order, got {indices}'
         )
     return indices
+
+
+def _list_init_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:
+    cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+    if not isinstance(cfgs, (list, tuple)) or not all(isinstance(cfg, dict) for cfg in cfgs):
+        raise TypeError(f'init_cfg must be a dict, a list of dicts or None, got {init_cfg!r}')
+    for cfg in filter(_is_pretrained, cfgs):
+        if not isinstance(cfg.get('checkpoint'), (str, Path)):
+            raise ValueError(f'init_cfg {cfg} must name a file as checkpoint')
+    return list(cfgs)
+
+
+def _is_pretrained(cfg: dict) -> bool:
+    kind = cfg.get('type')  # may carry a scope, as in 'mmengine.Pretrained'
+    return kind is PretrainedInit or str(kind).rpartition('.')[2] == 'Pretrained'
 
 
 def _init_module(module: nn.Module) -> None:

@@ -30,8 +30,8 @@ _RULES = [
     (STE + r'(norm[12])\.(weight|bias)', r'stages.{stage}.\2.encoders.{encoder}.\4.\5'),
 ]
 RULES = [(re.compile(pattern), template) for pattern, template in _RULES]
-# The classifier is no part of the backbone; the index follows from the window size.
-IGNORED = re.compile(r'fc\.(weight|bias)|.+\.relative_position_index')
+# Classifiers are no part of the backbone; the index follows from the window size.
+IGNORED = re.compile(r'(fc|head|neck)\..+|.+\.relative_position_index')
 AVG_DOWN = re.compile(BLOCK + r'downsample\.conv\.conv\.weight')
 
 
@@ -51,7 +51,7 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tenso
         length 1.
 
     Raises:
-        ValueError: If a key is not one of the official network.
+        ValueError: If a key is not one of the official network, or two mean the same tensor.
     """
     converted: OrderedDict[str, Tensor] = OrderedDict()
     unknown = []
@@ -61,6 +61,8 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tenso
         name = _rename(key)
         if name is None:
             unknown.append(key)
+        elif name in converted:
+            raise ValueError(f'{key} is there twice, under another official name too')
         else:
             is_table = name.endswith(('.position.rows', '.position.columns'))
             converted[name] = value.reshape(-1, value.shape[-1]) if is_table else value

@@ -222,13 +222,13 @@ class WindowAttention(nn.Module):
             Tokens, [nW, N, C].
         """
         windows, tokens, channels = x.shape
-        qkv = self.qkv(x).view(windows, tokens, 3, self.num_heads, -1)
+        qkv = self.qkv(x).view(windows, tokens, 3, self.num_heads, channels // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # [nW, heads, N, C / heads] each
         # A mask of another dtype than q is read wrongly by some fused kernels, so both are cast.
         bias = None if self.position is None else self.position().to(q.dtype)
         border = 0 if mask is None else len(mask)
         parts = []
-        if border < windows:
+        if border < windows or not border:
             whole = slice(0, windows - border)
             parts.append(self._attend(q[whole], k[whole], v[whole], bias))
         if border:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import os
 import pickle
 import re
+import tarfile
+import zipfile
+from collections import OrderedDict
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +31,7 @@ def _numpy_globals() -> dict[str, object]:
     for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         names[f'{module}._reconstruct'] = multiarray._reconstruct
         names[f'{module}.scalar'] = multiarray.scalar
-    for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_):
+    for kind in '?bBhHiIlLefdU':
         dtype = type(np.dtype(kind))
         names[f'{dtype.__module__}.{dtype.__name__}'] = dtype
     return names
@@ -44,8 +49,16 @@ EXTRA_GLOBALS: dict[str, object] = {
     'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
     'builtins.getattr': _statistic,
     '_codecs.encode': codecs.encode,
+    'builtins.set': set,
+    'builtins.complex': complex,
+    'builtins.bytearray': bytearray,
+    'torch.device': torch.device,
     **_numpy_globals(),
 }
+
+
+# Whose attributes a file may set.
+BUILT = (torch.Tensor, OrderedDict, np.ndarray, np.dtype, HistoryBuffer)
 
 
 def read_checkpoint(path: str | Path) -> object:
@@ -63,34 +76,57 @@ def read_checkpoint(path: str | Path) -> object:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, no checkpoint at all, or holds something that is not allowed.
     """
-    with get_local_path(str(path)) as local:
-        file = Path(local)
-        if not file.is_file():
-            raise FileNotFoundError(f'checkpoint {path} does not exist')
-        head = file.open('rb').read(512)
-        if head.lstrip()[:1] == b'<':
-            raise ValueError(
-                f'{path} is a web page, not a checkpoint (it starts with {head[:20]!r}): '
-                'the download went wrong, fetch the file itself'
-            )
+    with ExitStack() as stack:
         try:
-            return _load(file)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f'{path} is refused, or is no checkpoint: {_reason(error)}. Beside tensors and '
-                f'plain Python values only these are read: {", ".join(sorted(EXTRA_GLOBALS))}; '
-                'save the state dict alone'
-            ) from error
-        except Exception as error:  # damage can make an unpickler fail in any way
-            raise ValueError(
-                f'{path} ({file.stat().st_size} bytes) is damaged or cut short, or is no '
-                f'checkpoint: {_reason(error)}; fetch it again'
-            ) from error
+            local = stack.enter_context(get_local_path(os.path.expanduser(path)))
+        except Exception as error:  # every file client has errors of its own
+            raise ValueError(f'{path} cannot be fetched: {_reason(error)}; give a file') from error
+        return _read(Path(local), path)
+
+
+def _read(file: Path, path: str | Path) -> object:
+    if not file.exists():
+        raise FileNotFoundError(f'checkpoint {path} does not exist')
+    if not file.is_file():
+        raise ValueError(f'{path} is a folder, not a checkpoint file')
+    _refuse_other_formats(file, path)
+    try:
+        return _load(file)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f'{path} is refused, or is no checkpoint: {_reason(error)}. Beside tensors and '
+            f'plain Python values only these are read: {", ".join(sorted(EXTRA_GLOBALS))}; '
+            'save the state dict alone'
+        ) from error
+    except Exception as error:  # damage can make an unpickler fail in any way
+        raise ValueError(
+            f'{path} ({file.stat().st_size} bytes) is damaged or cut short, or is no '
+            f'checkpoint: {_reason(error)}; fetch it again'
+        ) from error
+
+
+def _refuse_other_formats(file: Path, path: str | Path) -> None:
+    with file.open('rb') as stream:
+        head = stream.read(512)
+    if head.lstrip()[:1] == b'<':
+        raise ValueError(
+            f'{path} is a web page, not a checkpoint (it starts with {head[:20]!r}): '
+            'the download went wrong, fetch the file itself'
+        )
+    # torch before 2.6 hands both to loaders that run what is in them.
+    if tarfile.is_tarfile(file):
+        raise ValueError(f'{path} is refused: it is a tar archive; save it with a newer torch')
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(name.endswith('constants.pkl') for name in archive.namelist()):
+                raise ValueError(f'{path} is refused: it is a TorchScript program; save weights')
 
 
 def _reason(error: Exception) -> str:
     """Pick the fact out of torch's advice, which is to trust the file."""
-    fact = re.search(r'GLOBAL [\w.]+|Unsupported operand \d+|asks for [\w.]+', str(error))
+    fact = re.search(
+        r'GLOBAL [\w.]+|Unsupported operand \d+|asks for .+|but got <class .+>', str(error)
+    )
     return fact[0] if fact else (str(error) or type(error).__name__).splitlines()[0]
 
 
@@ -109,12 +145,33 @@ def _load(file: Path) -> object:
     return torch.load(file, map_location='cpu', pickle_module=restricted)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Gives torch's own list for ``weights_only`` and ours; anything else ends the load."""
+class _Unpickler(pickle._Unpickler):
+    """Gives torch's own list for ``weights_only`` and ours; anything else ends the load.
+
+    In pure Python, since the one in C lets no one say whose attributes a file may set.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> object:
+        """Look an allowed class or function up."""
         module = {'__builtin__': 'builtins'}.get(module, module)  # its name in old protocols
         allowed = {**torch._weights_only_unpickler._get_allowed_globals(), **EXTRA_GLOBALS}
         if f'{module}.{name}' not in allowed:
             raise pickle.UnpicklingError(f'asks for {module}.{name}')
         return allowed[f'{module}.{name}']
+
+    def load_build(self) -> None:
+        """Set attributes of an object that the file made, never of a class or a function."""
+        if not isinstance(self.stack[-2], BUILT):
+            raise pickle.UnpicklingError(f'asks for attributes of {self.stack[-2]!r}')
+        super().load_build()
+
+    def load_binpersid(self) -> None:
+        """Load a storage; what refers to source code is refused."""
+        if self.stack[-1][0] != 'storage':
+            raise pickle.UnpicklingError(f'asks for {self.stack[-1][0]}')
+        super().load_binpersid()
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BINPERSID[0]] = load_binpersid

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 def reference_maps(net, x):
     """Maps of a ConTNet in eval mode: Encoder2 of the stages' last blocks, and the output."""
-    x = net.stem(x)
+    x = _stem(net.stem, x)
     maps = []
     for stage in net.stages:
         for block in stage:
@@ -28,8 +28,33 @@ def _block(block, x):
         r = _encode_map(encoder, r)
     if block.conv is None:
         return None, r
-    shortcut = x if block.downsample is None else block.downsample(block._pool(y))
+    shortcut = x if block.downsample is None else _shortcut(block, y)
     return block.conv(r) + shortcut, r
+
+
+def _stem(stem, x):
+    if hasattr(stem, 'conv'):
+        x = F.conv2d(x, stem.conv.weight, stride=2, padding=3)
+    else:
+        for conv, norm, stride in zip(
+            (stem.conv1, stem.conv2, stem.conv3),
+            (stem.norm1, stem.norm2, stem.norm3),
+            (2, 1, 1),
+            strict=True,
+        ):
+            x = F.relu(norm(F.conv2d(x, conv.weight, stride=stride, padding=1)))
+    return F.max_pool2d(x, 3, stride=2, padding=1)
+
+
+def _shortcut(block, y):
+    stride = block.conv.stride[0]
+    if block.downsample.stride[0] == stride:
+        return F.conv2d(y, block.downsample.weight, stride=stride)
+    # Average pooling of whatever pixels there are in each 2 x 2 field.
+    rows = [y[:, :, i : i + stride].mean(2) for i in range(0, y.shape[2], stride)]
+    y = torch.stack(rows, 2)
+    columns = [y[..., i : i + stride].mean(3) for i in range(0, y.shape[3], stride)]
+    return F.conv2d(torch.stack(columns, 3), block.downsample.weight)
 
 
 def _encode_map(encoder, x):

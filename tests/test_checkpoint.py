@@ -4,10 +4,12 @@ import logging
 import os
 import pickle
 import re
+import tarfile
 
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.model import PretrainedInit
 from torch import nn
 
 from contnet_mm import ConTNet
@@ -58,10 +60,22 @@ def log(caplog):
         lambda s: {'state_dict': s},
         lambda s: {'state_dict': {'model': s}},
         lambda s: with_prefix(s, 'module.'),
+        lambda s: with_prefix(s, 'module.module.'),
+        lambda s: {'state_dict': s, 'model': {'layer0.conv.conv.weight': torch.zeros(1)}},
         lambda s: {'model': with_prefix(s, 'module.')},
         lambda s: with_prefix(s, 'backbone.'),
     ],
-    ids=['plain', 'model', 'state_dict', 'both', 'module', 'model-module', 'backbone'],
+    ids=[
+        'plain',
+        'model',
+        'state_dict',
+        'both',
+        'module',
+        'module-module',
+        'state_dict-before-model',
+        'model-module',
+        'backbone',
+    ],
 )
 def test_official_files_load_in_every_nesting(tmp_path, official, nesting):
     torch.save(nesting(official), tmp_path / 'official.pth')
@@ -97,7 +111,7 @@ def test_an_unknown_official_key_is_an_error():
         convert_official({'layer1.ConTBlock0.gate': torch.zeros(1)})
 
 
-@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.backbone.'])
+@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.backbone.', 'backbone._orig_mod.'])
 def test_our_own_classifier_and_detector_checkpoints_load(tmp_path, thin_arch, thin, prefix, log):
     state_dict = with_prefix(thin, prefix)
     if prefix:
@@ -109,14 +123,74 @@ def test_our_own_classifier_and_detector_checkpoints_load(tmp_path, thin_arch, t
     assert f'loaded {len(thin)} of {len(thin)} tensors' in log()
 
 
-def test_an_explicit_prefix_says_where_the_backbone_is(tmp_path, thin_arch, thin):
+@pytest.mark.parametrize(
+    'prefix', ['teacher.backbone.', 'teacher.backbone', 'module.teacher.backbone.']
+)
+def test_an_explicit_prefix_says_where_the_backbone_is(tmp_path, thin_arch, thin, prefix):
     teacher = {key: value + 1 for key, value in thin.items()}
     state_dict = {**with_prefix(thin, 'backbone.'), **with_prefix(teacher, 'teacher.backbone.')}
     torch.save(state_dict, tmp_path / 'both.pth')
-    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'both.pth'), prefix='teacher.backbone.')
+    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'both.pth'), prefix=prefix)
     net = ConTNet(thin_arch, init_cfg=cfg)
     net.init_weights()
     assert torch.equal(net.stem.conv.weight, teacher['stem.conv.weight'])
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', 'mmengine.Pretrained', PretrainedInit])
+def test_every_spelling_of_pretrained_loads_loudly(tmp_path, thin_arch, thin, kind):
+    del thin['stem.conv.weight']
+    torch.save(thin, tmp_path / 'cut.pth')
+    cfg = dict(type=kind, checkpoint=str(tmp_path / 'cut.pth'))
+    with pytest.raises(ValueError, match=r'1 missing.*stem\.conv\.weight'):
+        ConTNet(thin_arch, init_cfg=cfg).init_weights()
+
+
+def test_pretrained_weights_come_after_other_initialisations(tmp_path, thin_arch, thin):
+    torch.save(thin, tmp_path / 'ours.pth')
+    cfgs = [
+        dict(type='Pretrained', checkpoint=str(tmp_path / 'ours.pth')),
+        dict(type='Constant', layer='Conv2d', val=0.5),
+    ]
+    net = ConTNet(thin_arch, init_cfg=cfgs)
+    net.init_weights()
+    assert torch.equal(net.stem.conv.weight, thin['stem.conv.weight'])
+    nn.init.zeros_(net.stem.conv.weight)
+    net.init_weights()  # a second call, as detectors make it, changes nothing
+    assert not net.stem.conv.weight.any()
+
+
+def test_numbers_of_another_kind_are_refused(tmp_path, thin_arch, thin):
+    for dtype in (torch.int32, torch.complex64):
+        state_dict = {**thin, 'stem.conv.weight': thin['stem.conv.weight'].to(dtype)}
+        torch.save(state_dict, tmp_path / 'other.pth')
+        with pytest.raises(ValueError, match='1 of another kind.*stem'):
+            pretrained(tmp_path / 'other.pth', arch=thin_arch).init_weights()
+
+
+def test_the_same_tensor_under_two_official_names_is_refused(official):
+    key = 'layer1.ConTBlock0.downsample.conv.weight'
+    twice = {**official, key.replace('conv.weight', 'conv.conv.weight'): official[key]}
+    with pytest.raises(ValueError, match='twice'):
+        convert_official(twice)
+
+
+@pytest.mark.parametrize(
+    'init_cfg, error, words',
+    [
+        ('weights.pth', TypeError, 'weights.pth'),
+        (dict(type='Pretrained'), ValueError, 'checkpoint'),
+        (dict(type='Pretrained', checkpoint=None), ValueError, 'checkpoint'),
+    ],
+    ids=str,
+)
+def test_a_bad_init_cfg_is_refused_at_once(thin_arch, init_cfg, error, words):
+    with pytest.raises(error, match=words):
+        ConTNet(thin_arch, init_cfg=init_cfg)
+
+
+def test_an_unknown_address_is_refused(thin_arch):
+    with pytest.raises(ValueError, match='nowhere://file cannot be fetched'):
+        pretrained('nowhere://file', arch=thin_arch).init_weights()
 
 
 def test_a_shallower_backbone_takes_the_file_of_the_whole(tmp_path, official):
@@ -150,7 +224,10 @@ def break_shape(state_dict):
     [
         (break_missing, r'1 missing.*stages\.1\.0\.norm\.weight'),
         (break_unexpected, r'1 unexpected.*stages\.1\.1\.norm\.weight'),
-        (break_shape, r'1 of another shape.*stages\.1\.0\.norm\.weight \[95\] instead of \[96\]'),
+        (
+            break_shape,
+            r'1 of another kind.*stages\.1\.0\.norm\.weight \[95\] float32 instead of \[96\]',
+        ),
     ],
 )
 def test_a_file_that_does_not_cover_the_backbone_changes_nothing(tmp_path, official, damage, words):
@@ -169,9 +246,9 @@ def test_a_file_that_does_not_cover_the_backbone_changes_nothing(tmp_path, offic
     [
         (dict(arch='S'), r'base_channels 48'),
         (dict(arch='M'), r'depths \[1, 1, 1, 1\]'),
-        (dict(arch='Ti', position='relative'), r"position='absolute'"),
-        (dict(arch='Ti', deep_stem=True), r'deep_stem=False'),
-        (dict(arch='Ti', qkv_bias=False), r'unexpected.*qkv\.bias'),
+        (dict(arch='Ti', position='relative'), r'position absolute in the file, relative here'),
+        (dict(arch='Ti', deep_stem=True), r'deep_stem False in the file, True here'),
+        (dict(arch='Ti', qkv_bias=False), r'unexpected.*qkv\.bias.*look at norm_cfg, qkv_bias'),
     ],
     ids=str,
 )
@@ -276,6 +353,28 @@ def write_pickled_code(path, official):
     path.write_bytes(pickle.dumps(RunsCode(path.parent / 'ran')))
 
 
+class SetsAttribute:
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, 'min'), {'hidden': 1}
+
+
+def write_attribute(path, official):
+    torch.save({**official, 'extra': SetsAttribute()}, path)
+
+
+def write_folder(path, official):
+    path.mkdir()
+
+
+def write_tar(path, official):
+    with tarfile.open(path, 'w') as archive:
+        archive.add(__file__, 'storages')
+
+
+def write_program(path, official):
+    torch.jit.save(torch.jit.script(nn.Linear(1, 1)), path)
+
+
 class ReachesOut:
     def __reduce__(self):
         return getattr, (HistoryBuffer, '__subclasses__')
@@ -303,7 +402,11 @@ def write_resnet(path, official):
         (write_code, r'refused.*mkdir'),
         (write_legacy_code, r'refused.*mkdir'),
         (write_pickled_code, r'refused|damaged'),
-        (write_getattr, r'refused'),
+        (write_getattr, r'refused.*(getattr|asks for)'),
+        (write_attribute, r'refused.*(function|attributes)'),
+        (write_folder, r'a folder'),
+        (write_tar, r'refused.*tar archive'),
+        (write_program, r'refused.*TorchScript'),
         (write_list, 'a list, not a state dict'),
         (write_resnet, r'no ConTNet.*backbone\.layer1'),
     ],

@@ -112,12 +112,13 @@ def test_map_sizes_equal_those_of_the_libraries_own_resnet(mmdet_resnet, height,
     position=st.sampled_from(['absolute', 'relative']),
     pre_norm=st.booleans(),
     avg_down=st.booleans(),
+    deep_stem=st.booleans(),
     layout=st.sampled_from(
         [((1, 2, 2, 2), (1, 1, 1, 1)), ((1, 2, 1, 1), (1, 1, 2, 4)), ((1, 1, 2, 1), (1, 2, 1, 2))]
     ),
 )
 def test_maps_equal_a_plain_loop_over_the_real_tokens_of_each_window(
-    height, width, position, pre_norm, avg_down, layout
+    height, width, position, pre_norm, avg_down, deep_stem, layout
 ):
     torch.manual_seed(height * width)
     strides, dilations = layout
@@ -127,6 +128,7 @@ def test_maps_equal_a_plain_loop_over_the_real_tokens_of_each_window(
         position=position,
         pre_norm=pre_norm,
         avg_down=avg_down,
+        deep_stem=deep_stem,
         strides=strides,
         dilations=dilations,
     )
@@ -242,6 +244,51 @@ def test_checkpointing_recomputes_the_encoders(thin_arch, monkeypatch):
     assert len(calls) == 2
 
 
+def test_checkpointing_works_below_frozen_parts(thin_arch):
+    norm_cfg = dict(type='BN', requires_grad=False)
+    net = ConTNet(thin_arch, with_cp=True, frozen_stages=0, norm_cfg=norm_cfg)
+    net.load_state_dict(net.state_dict())
+    calls = []
+    net.train().stages[0][0].encoders[0].register_forward_hook(lambda *args: calls.append(1))
+    sum(m.sum() for m in net(torch.randn(2, 3, 32, 32))).backward()
+    assert len(calls) == 2
+
+
+def test_dropout_sits_in_each_of_its_places(thin_arch, monkeypatch):
+    rates = []
+    dropout, attention = nn.functional.dropout, nn.functional.scaled_dot_product_attention
+
+    def spy_dropout(x, p, training):
+        rates.append(p)
+        return dropout(x, p, training)
+
+    def spy_attention(*args, dropout_p, **kwargs):
+        rates.append(dropout_p)
+        return attention(*args, dropout_p=dropout_p, **kwargs)
+
+    monkeypatch.setattr(nn.functional, 'dropout', spy_dropout)
+    monkeypatch.setattr(nn.functional, 'scaled_dot_product_attention', spy_attention)
+    arch = dict(thin_arch, depths=(1, 1, 1, 1), drop_rates=(0.25, 0, 0, 0.5), last_drop_rate=0.125)
+    ConTNet(arch).train()(torch.randn(2, 3, 224, 224))
+    # Two encoders in a stage; in each attention weights, projection, GELU and second linear.
+    assert rates.count(0.25) == rates.count(0.5) == 8
+    assert rates[-1] == 0.125 and rates.count(0.125) == 1
+
+
+def test_an_empty_batch_gives_empty_maps(thin_arch):
+    for size in [(224, 224), (50, 70)]:
+        maps = ConTNet(thin_arch).eval()(torch.zeros(0, 3, *size))
+        assert [m.shape[0] for m in maps] == [0, 0, 0, 0]
+
+
+def test_images_become_channels_last_before_the_stem(thin_arch):
+    seen = []
+    net = ConTNet(thin_arch).eval()
+    net.stem.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    net(torch.randn(2, 3, 40, 40))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_dropout_acts_in_training_only(thin_arch):
     net = ConTNet(dict(thin_arch, drop_rates=(0.5, 0.0, 0.0, 0.0), last_drop_rate=0.5))
     x = torch.randn(2, 3, 40, 40)
@@ -311,7 +358,8 @@ def test_training_everything_from_scratch_does_not_warn(thin_arch):
     [
         (dict(type='BN', momentum=0.3), nn.BatchNorm2d),
         (dict(type='SyncBN'), nn.SyncBatchNorm),
-        (dict(type='GN', num_groups=4), nn.GroupNorm),
+        (dict(type='GN', num_groups=2), nn.GroupNorm),
+        (dict(type=nn.BatchNorm2d, eps=1e-3), nn.BatchNorm2d),
     ],
 )
 def test_norm_cfg_chooses_the_norm(thin_arch, norm_cfg, kind):
@@ -320,7 +368,8 @@ def test_norm_cfg_chooses_the_norm(thin_arch, norm_cfg, kind):
     net = ConTNet(thin_arch, norm_cfg=norm_cfg, deep_stem=True)
     norms = [net.stem.norm1] + [block.norm for stage in net.stages for block in stage]
     assert all(type(norm) is kind for norm in norms)
-    assert getattr(norms[0], 'momentum', 0.3) in (0.3, 0.1)
+    for name, value in norm_cfg.items():
+        assert name == 'type' or getattr(norms[0], name) == value
 
 
 def test_norm_cfg_can_freeze_the_affine_parameters(thin_arch):
@@ -332,7 +381,7 @@ def test_norm_cfg_can_freeze_the_affine_parameters(thin_arch):
 @pytest.mark.parametrize(
     'strides, dilations, out_strides',
     [
-        ((1, 2, 2, 2), (1, 1, 1, 1), (4, 8, 16, 32)),
+        ((1, 2, 2, 2), (2, 1, 1, 1), (4, 8, 16, 32)),
         ((1, 2, 2, 1), (1, 1, 1, 2), (4, 8, 16, 16)),
         ((1, 2, 1, 1), (1, 1, 2, 4), (4, 8, 8, 8)),
     ],
@@ -402,6 +451,8 @@ def test_images_of_a_wrong_shape_are_refused(thin_arch, shape):
         (dict(frozen_stages=None), TypeError, 'frozen_stages'),
         (dict(norm_cfg=dict(type='NoSuchNorm')), ValueError, 'NoSuchNorm'),
         (dict(norm_cfg='BN'), TypeError, 'BN'),
+        (dict(norm_cfg=dict(type=None)), TypeError, 'norm_cfg.*None'),
+        (dict(norm_cfg=dict(type='BN', requires_grad='no')), TypeError, "requires_grad.*'no'"),
         (dict(depth=50), TypeError, 'depth'),
     ],
     ids=str,
