@@ -46,8 +46,8 @@ say 'held-out part'
 grep -E 'Average (Precision|Recall)' "$work_dir/test.log"
 say 'results'
 cat <<EOF
+folder       $PWD/$work_dir (checkpoints and logs)
 checkpoint   $checkpoint
-log          $(find "$work_dir" -mindepth 2 -name '*.log' | sort | tail -n 1)
 detections   $PWD/$work_dir/detections.png
 training     $PWD/$work_dir/training.png
 EOF
