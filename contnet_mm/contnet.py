@@ -5,164 +5,21 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule, PretrainedInit, initialize
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from contnet_mm.arch import NUM_STAGES, check_flag, check_integer, check_integers, resolve_arch
+from contnet_mm.blocks import ConTBlock, build_stem
 from contnet_mm.checkpoint import load_pretrained
-from contnet_mm.layers import RelativePosition, WindowEncoders
+from contnet_mm.layers import RelativePosition
 from contnet_mm.registry import MODELS
 
 MIN_SIZE = 32  # pixels; the stride of the last map
 STEM_STRIDE = 4
-
-
-def build_norm(norm_cfg: dict, channels: int) -> nn.Module:
-    """Build a norm layer.
-
-    Args:
-        norm_cfg: ``type`` (``'BN'``, ``'SyncBN'``, or a type of MMEngine's registry),
-            ``requires_grad``, and further arguments of the layer.
-        channels: Number of channels it normalises.
-
-    Raises:
-        TypeError: If ``norm_cfg`` is not a dict with a ``type``.
-        ValueError: If the type is not known.
-    """
-    if not isinstance(norm_cfg, dict) or not isinstance(norm_cfg.get('type'), (str, type)):
-        raise TypeError(
-            f"norm_cfg must be a dict with a name or a class as type, such as dict(type='BN'), "
-            f'got {norm_cfg!r}'
-        )
-    cfg = dict(norm_cfg)
-    kind = cfg.pop('type')
-    requires_grad = check_flag('norm_cfg requires_grad', cfg.pop('requires_grad', True))
-    # These two work without mmcv, which is what puts norm layers into the registry.
-    layer = {'BN': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm}.get(kind, kind)
-    if isinstance(layer, str):
-        with MODELS.switch_scope_and_registry(None) as registry:  # of the default scope
-            layer = registry.get(layer)
-    if layer is None:
-        raise ValueError(
-            f"norm_cfg type {kind!r} is unknown: 'BN' and 'SyncBN' work by themselves, any "
-            f"other must be in MMEngine's registry (import mmcv.cnn for its norm layers)"
-        )
-    if issubclass(layer, nn.GroupNorm):
-        norm = layer(num_channels=channels, **cfg)
-    else:
-        norm = layer(channels, **cfg)
-    for parameter in norm.parameters():
-        parameter.requires_grad = requires_grad
-    return norm
-
-
-def build_stem(in_channels: int, channels: int, deep: bool, norm_cfg: dict) -> nn.Sequential:
-    """Build the stem: [B, in_channels, H, W] -> [B, channels, ceil(H / 4), ceil(W / 4)].
-
-    The plain one has neither norm nor activation; the first block starts with both.
-    """
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if deep:
-        widths = (in_channels, channels // 2, channels // 2, channels)
-        for i, stride in enumerate((2, 1, 1), start=1):
-            layers[f'conv{i}'] = nn.Conv2d(
-                widths[i - 1], widths[i], 3, stride=stride, padding=1, bias=False
-            )
-            layers[f'norm{i}'] = build_norm(norm_cfg, widths[i])
-            layers[f'relu{i}'] = nn.ReLU(inplace=True)
-    else:
-        layers['conv'] = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
-    layers['pool'] = nn.MaxPool2d(3, stride=2, padding=1)
-    return nn.Sequential(layers)
-
-
-class ConTBlock(nn.Module):
-    """ConT block: two window encoders and a convolution (paper section 3.1).
-
-    ``y = ReLU(BN(x)); r = encoders(y); out = conv(r) + shortcut``, where the shortcut of an
-    ordinary block is ``x``, and that of the last block of a stage, which changes the width, a 1x1
-    convolution of ``y``.
-
-    Args:
-        channels: Width C of the input.
-        out_channels: Width of the output; None builds neither convolution nor shortcut.
-        norm_cfg: See :func:`build_norm`.
-        with_cp: Recompute the encoders in the backward pass instead of keeping their activations.
-        kernel_size: Of the convolution, 1 or 3.
-        stride: Of the convolution and the shortcut.
-        dilation: Of the convolution.
-        avg_down: Shrink the shortcut by average pooling, not by the stride of its convolution.
-        out_drop_rate: Dropout of the output.
-        **encoder_cfg: Arguments of :class:`~contnet_mm.layers.WindowEncoders`.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int | None,
-        norm_cfg: dict,
-        with_cp: bool,
-        kernel_size: int = 3,
-        stride: int = 1,
-        dilation: int = 1,
-        avg_down: bool = False,
-        out_drop_rate: float = 0.0,
-        **encoder_cfg,
-    ) -> None:
-        super().__init__()
-        self.with_cp, self.out_drop_rate = with_cp, out_drop_rate
-        self.pool_size = stride if avg_down else 1
-        self.norm = build_norm(norm_cfg, channels)
-        self.encoders = WindowEncoders(channels, **encoder_cfg)
-        self.conv = self.downsample = None
-        if out_channels is None:
-            return
-        self.conv = nn.Conv2d(
-            channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=dilation * (kernel_size // 2),
-            dilation=dilation,
-            bias=False,
-        )
-        if out_channels != channels:
-            self.downsample = nn.Conv2d(
-                channels, out_channels, 1, stride=1 if avg_down else stride, bias=False
-            )
-
-    def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Compute the block.
-
-        Args:
-            x: Map, [B, C, H, W].
-
-        Returns:
-            The output, [B, out_channels, ceil(H / stride), ceil(W / stride)] or None, and the map
-            of the second encoder, [B, C, H, W].
-        """
-        y = F.relu(self.norm(x), inplace=True)
-        # The norm stays outside, or recomputing would update its running statistics twice.
-        if self.with_cp and torch.is_grad_enabled():
-            r = checkpoint(self.encoders, y, use_reentrant=False)
-        else:
-            r = self.encoders(y)
-        if self.conv is None:
-            return None, r
-        out = self.conv(r) + (x if self.downsample is None else self.downsample(self._pool(y)))
-        return F.dropout(out, self.out_drop_rate, self.training), r
-
-    def _pool(self, y: Tensor) -> Tensor:
-        if self.pool_size == 1:
-            return y
-        return F.avg_pool2d(y, self.pool_size, ceil_mode=True, count_include_pad=False)
 
 
 @MODELS.register_module()
@@ -193,7 +50,7 @@ class ConTNet(BaseModule):
         deep_stem: Three 3x3 convolutions in place of one 7x7.
         frozen_stages: Freeze the stem (0), or the stem and the stages up to this one (1 to 4); -1
             freezes nothing.
-        norm_cfg: Norm at the start of each block; see :func:`build_norm`.
+        norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.blocks.build_norm`.
         norm_eval: Keep batch norm in eval mode while training.
         with_cp: Recompute encoders in the backward pass to save memory; the values stay the same.
         init_cfg: As in MMEngine. ``dict(type='Pretrained', checkpoint=...)`` takes the official
