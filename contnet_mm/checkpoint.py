@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -124,7 +125,10 @@ def resize_positions(
             continue
         if wanted.shape == table.shape or table.dim() != 2 or wanted.shape[1] != table.shape[1]:
             continue
-        resized[key] = _resize(table, len(wanted), square=key.endswith('table'))
+        square = key.endswith('table')
+        if square and math.isqrt(len(table)) ** 2 != len(table):  # of no window at all
+            continue
+        resized[key] = _resize(table, len(wanted), square)
         lines.append(
             f'resized {key} from {[*table.shape]} to {[*wanted.shape]}: another window size'
         )
@@ -134,7 +138,7 @@ def resize_positions(
 def _resize(table: Tensor, length: int, square: bool) -> Tensor:
     """Interpolate a table, [L, C] -> [length, C], along one axis, or two if L is a ``square``."""
     channels = table.shape[1]
-    old, new = (round(len(table) ** 0.5), round(length**0.5)) if square else (1, 1)
+    old, new = (math.isqrt(len(table)), math.isqrt(length)) if square else (1, 1)
     grid = table.float().t().reshape(1, channels, old, -1)
     grid = F.interpolate(grid, size=(new, length // new), mode='bicubic', align_corners=False)
     return grid.reshape(channels, length).t().to(table.dtype)
@@ -154,8 +158,8 @@ def check_coverage(
         The tensors of the backbone; those of parts that it did not build are left out.
 
     Raises:
-        ValueError: If a tensor is missing, of another shape, or one too many in a part that is
-            built.
+        ValueError: If a tensor is missing, of another shape or kind of number, or one too many in
+            a part that is built.
     """
     own = net.state_dict()
     optional = {key for key in own if key.endswith('num_batches_tracked')}

@@ -136,6 +136,22 @@ def test_an_explicit_prefix_says_where_the_backbone_is(tmp_path, thin_arch, thin
     assert torch.equal(net.stem.conv.weight, teacher['stem.conv.weight'])
 
 
+def test_the_file_format_of_old_torch_loads(tmp_path, thin_arch, thin):
+    torch.save(thin, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    net = pretrained(tmp_path / 'old.pth', arch=thin_arch)
+    net.init_weights()
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in thin.items())
+
+
+def test_a_bias_table_that_belongs_to_no_window_is_refused(tmp_path, thin_arch):
+    state_dict = ConTNet(thin_arch, position='relative').state_dict()
+    key = next(key for key in state_dict if key.endswith('position.table'))
+    state_dict[key] = torch.zeros(10, state_dict[key].shape[1])
+    torch.save(state_dict, tmp_path / 'odd.pth')
+    with pytest.raises(ValueError, match='1 of another kind.*position.table'):
+        pretrained(tmp_path / 'odd.pth', arch=thin_arch, position='relative').init_weights()
+
+
 @pytest.mark.parametrize('kind', ['Pretrained', 'mmengine.Pretrained', PretrainedInit])
 def test_every_spelling_of_pretrained_loads_loudly(tmp_path, thin_arch, thin, kind):
     del thin['stem.conv.weight']
