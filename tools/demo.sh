@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The demo: make data, train, test, draw. Each step is skipped where its result is there already, and an interrupted
-# training goes on from its last checkpoint. `make demo` runs it in the environment of this repository.
+# The demo: make data, train, test, draw. Each step is skipped where its result is there already,
+# and an interrupted training goes on from its last checkpoint. `make demo` runs it in the
+# environment of this repository.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +12,8 @@ work_dir=work_dirs/retinanet_contnet-ti_fpn_demo_seed$seed
 say() { printf '\n== %s\n' "$*"; }
 
 mkdir -p "$work_dir"
-# Two runs in one folder would overwrite each other's checkpoints. A killed `make` leaves its training running.
+# Two runs in one folder would overwrite each other's checkpoints, and a killed `make` may leave
+# its training running.
 if command -v flock >/dev/null; then
   exec 9>"$work_dir/lock"
   flock -n 9 || { say "another run is at work in $work_dir; waiting for it"; flock 9; }
