@@ -219,6 +219,33 @@ class ConTNet(BaseModule):
         is_cut = block == len(blocks) - 1 and blocks[-1].conv is None
         return not (is_cut and part in ('conv', 'downsample'))
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Tell how deep a parameter lies, for layer-wise decay of the learning rate.
+
+        The stem is layer 0, each block one more, and all behind the backbone the last.
+
+        Args:
+            param_name: Name of a parameter of this network, or of the model that holds it.
+            prefix: What the names of this network start with in that model.
+
+        Returns:
+            Its layer and the number of layers.
+
+        Raises:
+            ValueError: If the name is that of no part of this network.
+        """
+        num_layers = sum(len(stage) for stage in self.stages) + 2
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        name = param_name[len(prefix) :]
+        match = re.match(r'stages\.(\d+)\.(\d+)\.', name)
+        if match:
+            stage, block = int(match[1]), int(match[2])
+            return 1 + sum(len(blocks) for blocks in self.stages[:stage]) + block, num_layers
+        if name.startswith('stem.'):
+            return 0, num_layers
+        raise ValueError(f'param_name must be that of a parameter of ConTNet, got {param_name!r}')
+
     def train(self, mode: bool = True) -> ConTNet:
         """Switch to training or evaluation; what is frozen stays in evaluation."""
         super().train(mode)

@@ -5,8 +5,15 @@ is found from MMDetection, MMSegmentation and MMPretrain without ``custom_import
 """
 
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import Registry
 
 MODELS = Registry(
     'model', parent=MMENGINE_MODELS, scope='contnet_mm', locations=['contnet_mm.contnet']
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_CONSTRUCTORS,
+    scope='contnet_mm',
+    locations=['contnet_mm.layer_decay'],
 )
