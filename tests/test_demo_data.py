@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 from contnet_mm.demo import DemoOptions, build, make_demo_data, sources
 from contnet_mm.demo.cityscapes import DIGIT_LABELS, label_maps
 from contnet_mm.demo.coco import describe_mask
+from contnet_mm.demo.imagenet import crop_digit
 from contnet_mm.demo.scenes import SceneMaker
 
 # pycocotools' arrays predate NumPy 2's copy keyword.
@@ -67,7 +68,11 @@ def test_equal_seeds_give_equal_bytes(data, tmp_path):
 def test_other_seed_gives_other_scenes(tmp_path):
     for seed in (0, 1):
         make_demo_data(tmp_path / str(seed), DemoOptions(**SMALL, seed=seed))
-    first, second = (digest(tmp_path / str(seed)) for seed in (0, 1))
+    # How many crops each digit's folder in imagenet/ holds depends on the scenes.
+    first, second = (
+        {k: v for k, v in digest(tmp_path / str(seed)).items() if 'imagenet' not in k}
+        for seed in (0, 1)
+    )
     assert first.keys() == second.keys()
     assert not any(first[name] == second[name] for name in first if name.endswith(('jpg', 'png')))
 
@@ -268,6 +273,26 @@ def test_both_layouts_show_the_same_masks():
         assert {id2label[number].name for number in np.unique(label_ids[mask])} == {
             DIGIT_LABELS[digit.label]
         }
+
+
+@pytest.mark.parametrize('part', ['train', 'val'])
+def test_imagenet_folders_hold_a_square_crop_of_every_digit(data, part):
+    content = json.loads((data / 'coco/annotations' / f'instances_{part}.json').read_text())
+    for category in content['categories']:
+        crops = sorted((data / 'imagenet' / part / category['name']).iterdir())
+        digits = [a for a in content['annotations'] if a['category_id'] == category['id']]
+        assert len(crops) == len(digits)
+        for crop, digit in zip(crops, digits, strict=True):
+            height, width = read(crop).shape[:2]
+            assert height == width >= min(max(digit['bbox'][2:]), 96)
+
+
+def test_an_imagenet_crop_shows_its_digit_in_the_middle():
+    scene = SceneMaker(OPTIONS).make('train', 0)
+    for digit in scene.digits:
+        # Paint the digit alone and see whether the crop holds all of it.
+        painted = np.where(digit.shape, 255, 0).astype(np.uint8)[..., None].repeat(3, axis=2)
+        assert (crop_digit(painted, digit) > 0).sum() == (painted > 0).sum()
 
 
 def test_same_settings_are_not_made_again(data):

@@ -1,4 +1,4 @@
-"""Makes the demo data set: handwritten digits on photographs, COCO and Cityscapes layouts."""
+"""Makes the demo data set: handwritten digits on photographs, COCO, Cityscapes and ImageNet layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo data set: handwritten digits on photographs, in COCO's and Cityscapes' layouts."""
+"""The demo data: digits on photographs, in COCO's, Cityscapes' and ImageNet's layouts."""
 
 from .build import make_demo_data
 from .options import DemoOptions

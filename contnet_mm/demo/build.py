@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .cityscapes import CityscapesWriter
 from .coco import CocoWriter
+from .imagenet import ImageNetWriter
 from .options import DemoOptions
 from .scenes import SceneMaker
 from .sources import PARTS, find_photographs
@@ -16,7 +17,7 @@ from .sources import PARTS, find_photographs
 SETTINGS_NAME = 'settings.json'
 GENERATOR = 'contnet_mm.demo'
 # Raise whenever equal options give other files than before.
-VERSION = 1
+VERSION = 2
 
 
 def make_demo_data(
@@ -25,12 +26,13 @@ def make_demo_data(
     overwrite: bool = False,
     on_image: Callable[[], None] | None = None,
 ) -> bool:
-    """Makes the data set in COCO's and in Cityscapes' layout.
+    """Makes the data set in COCO's, Cityscapes' and ImageNet's layout.
 
     Everything is made in a hidden folder beside ``out`` and renamed when complete.
 
     Args:
-        out: Folder to make; gets ``coco/``, ``cityscapes/`` and ``settings.json``.
+        out: Folder to make; gets ``coco/``, ``cityscapes/``, ``imagenet/`` and
+            ``settings.json``.
         options: The settings.
         overwrite: Whether to replace a data set made with other settings.
         on_image: Called after each image.
@@ -107,15 +109,16 @@ def _read_settings(out: Path) -> dict:
 def _write_all(root: Path, options: DemoOptions, on_image: Callable[[], None] | None) -> None:
     maker = SceneMaker(options)
     for part in PARTS:
-        writers = (CocoWriter(root / 'coco', part), CityscapesWriter(root / 'cityscapes', part))
+        annotators = (CocoWriter(root / 'coco', part), CityscapesWriter(root / 'cityscapes', part))
+        writers = (*annotators, ImageNetWriter(root / 'imagenet', part))
         for index in range(options.num_images(part)):
             scene = maker.make(part, index)
             for writer in writers:
                 writer.add(scene)
             if on_image is not None:
                 on_image()
-        for writer in writers:
-            _write_json(*writer.content())
+        for annotator in annotators:
+            _write_json(*annotator.content())
 
 
 def _write_json(path: Path, content: dict) -> None:
