@@ -1,0 +1,3 @@
+_base_ = './contnet-m_8xb64-strong_in1k.py'
+
+model = dict(backbone=dict(arch='tiny'), head=dict(in_channels=768))

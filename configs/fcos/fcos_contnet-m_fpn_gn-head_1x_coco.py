@@ -1,0 +1,19 @@
+_base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
+custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
+weights = dict(type='Pretrained', checkpoint='checkpoints/contnet-m_in1k.pth')
+
+model = dict(
+    # The parent's weights are Caffe's: BGR pixels, not scaled.
+    data_preprocessor=dict(
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
+    ),
+    backbone=dict(
+        _delete_=True,
+        type='contnet_mm.ConTNet',
+        arch='medium',
+        frozen_stages=1,
+        norm_eval=True,
+        init_cfg=weights,
+    ),
+    neck=dict(in_channels=[64, 128, 256, 1024]),
+)

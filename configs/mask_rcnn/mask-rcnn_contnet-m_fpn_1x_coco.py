@@ -1,0 +1,15 @@
+_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
+weights = dict(type='Pretrained', checkpoint='checkpoints/contnet-m_in1k.pth')
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='contnet_mm.ConTNet',
+        arch='medium',
+        frozen_stages=1,
+        norm_eval=True,
+        init_cfg=weights,
+    ),
+    neck=dict(in_channels=[64, 128, 256, 1024]),
+)

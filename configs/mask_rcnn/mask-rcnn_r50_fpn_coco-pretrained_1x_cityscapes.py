@@ -1,0 +1,3 @@
+_base_ = 'mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py'
+
+auto_scale_lr = dict(base_batch_size=8)
