@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from contnet_mm.convert import AVG_DOWN, convert_official, is_official
+from contnet_mm.layout import describe
 from contnet_mm.safe_load import read_checkpoint
 
 NUM_LISTED = 5  # keys named in an error
@@ -38,10 +39,9 @@ def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) 
     except FileNotFoundError as error:
         raise FileNotFoundError(_missing_file(checkpoint)) from error
     state_dict = find_backbone(content, checkpoint, prefix)
-    kind = 'ours'
-    if is_official(state_dict):
-        kind = 'official'
-        _check_avg_down(state_dict, net.avg_down, checkpoint)
+    kind = 'official' if is_official(state_dict) else 'ours'
+    _check_avg_down(prove_avg_down(content, state_dict), kind, net.avg_down, checkpoint)
+    if kind == 'official':
         state_dict = convert_official(state_dict)
     state_dict, resized = resize_positions(state_dict, net.state_dict())
     matched = check_coverage(state_dict, net, checkpoint)
@@ -60,7 +60,7 @@ def find_backbone(
 ) -> OrderedDict[str, Tensor]:
     """Take the backbone's tensors out of whatever a checkpoint file held.
 
-    Unwraps ``state_dict`` and ``model``; strips ``module.``, ``_orig_mod.`` and ``backbone.``.
+    See :func:`find_tensors`; strips ``backbone.`` as well.
 
     Args:
         content: What the file held.
@@ -73,18 +73,7 @@ def find_backbone(
     Raises:
         ValueError: If there is no ConTNet in it.
     """
-    while isinstance(content, Mapping):
-        inner = [
-            content[key] for key in ('state_dict', 'model') if isinstance(content.get(key), Mapping)
-        ]
-        if not inner:
-            break
-        content = inner[0]
-    if not isinstance(content, Mapping):
-        raise ValueError(f'{checkpoint} holds a {type(content).__name__}, not a state dict')
-    tensors = {
-        _strip(str(key)): value for key, value in content.items() if isinstance(value, Tensor)
-    }
+    tensors = find_tensors(content, checkpoint)
     if prefix is None:
         prefix = 'backbone.' if any(key.startswith('backbone.') for key in tensors) else ''
     elif prefix:
@@ -99,6 +88,30 @@ def find_backbone(
             'inside, give its prefix in init_cfg'
         )
     return backbone
+
+
+def find_tensors(content: object, checkpoint: str) -> dict[str, Tensor]:
+    """Take all tensors out of what a checkpoint file held.
+
+    Unwraps ``state_dict`` and ``model``; strips ``module.`` and ``_orig_mod.``.
+
+    Args:
+        content: What the file held.
+        checkpoint: Its name, for errors.
+
+    Raises:
+        ValueError: If it held no state dict.
+    """
+    while isinstance(content, Mapping):
+        inner = [
+            content[key] for key in ('state_dict', 'model') if isinstance(content.get(key), Mapping)
+        ]
+        if not inner:
+            break
+        content = inner[0]
+    if not isinstance(content, Mapping):
+        raise ValueError(f'{checkpoint} holds a {type(content).__name__}, not a state dict')
+    return {_strip(str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def _strip(key: str) -> str:
@@ -195,7 +208,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _advice(file: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """Say in which settings a file and a backbone differ, as far as keys and shapes show."""
-    theirs, ours = _describe(file), _describe(own)
+    theirs, ours = describe(file), describe(own)
     differences = [
         f'{name} {value} in the file, {ours[name]} here'
         for name, value in theirs.items()
@@ -206,26 +219,30 @@ def _advice(file: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     return 'They differ in: ' + ', '.join(differences)
 
 
-def _describe(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
-    stem = state_dict.get('stem.conv.weight', state_dict.get('stem.conv3.weight'))
-    blocks = {match[0] for key in state_dict if (match := re.match(r'stages\.(\d)\.(\d+)', key))}
-    relative = any(key.endswith('attn.position.table') for key in state_dict)
-    return {
-        'base_channels': None if stem is None else stem.shape[0],
-        'depths': [sum(b.startswith(f'stages.{stage}.') for b in blocks) for stage in range(4)],
-        'position': 'relative' if relative else 'absolute',
-        'deep_stem': 'stem.conv.weight' not in state_dict,
-    }
+def prove_avg_down(content: object, state_dict: Mapping[str, Tensor]) -> str | None:
+    """Find what proves that a backbone was trained with ``avg_down=True``.
+
+    Args:
+        content: What the file held.
+        state_dict: The backbone's tensors in it.
+
+    Returns:
+        An official key, or words about the note that our converter leaves in ``meta``; None if
+        there is no proof, which does not prove the opposite.
+    """
+    key = next((f'its key {key}' for key in state_dict if AVG_DOWN.fullmatch(key)), None)
+    for name in ('meta', 'contnet'):
+        content = content.get(name) if isinstance(content, Mapping) else None
+    noted = isinstance(content, Mapping) and content.get('avg_down') is True
+    return key or ('the note in its meta' if noted else None)
 
 
-def _check_avg_down(state_dict: Mapping[str, Tensor], avg_down: bool, checkpoint: str) -> None:
-    proof = next((key for key in state_dict if AVG_DOWN.fullmatch(key)), None)
+def _check_avg_down(proof: str | None, kind: str, avg_down: bool, checkpoint: str) -> None:
     if proof and not avg_down:
         raise ValueError(
-            f'{checkpoint} was trained with avg_down=True, as its key {proof} shows; '
-            'set avg_down=True'
+            f'{checkpoint} was trained with avg_down=True, as {proof} shows; set avg_down=True'
         )
-    if avg_down and not proof:
+    if avg_down and not proof and kind == 'official':
         _log(
             f'{checkpoint}: its keys do not tell whether it was trained with '
             'avg_down=True; loaded as told'
@@ -235,9 +252,10 @@ def _check_avg_down(state_dict: Mapping[str, Tensor], avg_down: bool, checkpoint
 def _missing_file(checkpoint: str) -> str:
     return (
         f'checkpoint {checkpoint} does not exist (relative to {Path.cwd()}). There is no address '
-        'to fetch it from: download the official file by hand and put it there, '
-        f'`mkdir -p {Path(checkpoint).parent} && mv <download> {checkpoint}`; it is read as '
-        'released. '
+        'to fetch it from: download the official file by hand from its authors and run '
+        f'`python tools/convert_checkpoint.py <download> {checkpoint}` (in a checkout), or '
+        f'`mim run contnet_mm convert_checkpoint <download> {checkpoint}` (with contnet_mm '
+        'installed), or name the download itself as checkpoint: it is read as released. '
         'To train without it set init_cfg=None and freeze nothing (frozen_stages=-1, '
         'norm_eval=False)'
     )

@@ -1,43 +1,64 @@
-"""Official ConTNet keys to ours: pure functions over state dicts."""
+"""Official ConTNet keys to ours and back: pure functions over state dicts."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-BLOCK = r'layer([1-4])\.ConTBlock(\d+)\.'
-STE = BLOCK + r'ste([12])\.'
-
-# Official key -> ours. Stages count from 1 there and from 0 here.
-_RULES = [
-    (r'layer0\.conv\.conv\.weight', 'stem.conv.weight'),
-    (r'layer0\.conv_bn([123])\.conv\.weight', r'stem.conv\1.weight'),
-    (r'layer0\.conv_bn([123])\.bn\.(.+)', r'stem.norm\1.\2'),
-    (BLOCK + r'bn\.(.+)', r'stages.{stage}.\2.norm.\3'),
-    (BLOCK + r'out_conv\.conv\.weight', r'stages.{stage}.\2.conv.weight'),
-    (BLOCK + r'downsample\.(?:conv\.)?conv\.weight', r'stages.{stage}.\2.downsample.weight'),
-    (STE + r'pe\.0', r'stages.{stage}.\2.encoders.{encoder}.position.rows'),
-    (STE + r'pe\.1', r'stages.{stage}.\2.encoders.{encoder}.position.columns'),
-    (
-        STE + r'attn\.relative_position_bias_table',
-        r'stages.{stage}.\2.encoders.{encoder}.attn.position.table',
-    ),
-    (STE + r'attn\.(qkv|proj)\.(weight|bias)', r'stages.{stage}.\2.encoders.{encoder}.attn.\4.\5'),
-    (STE + r'mlp\.(fc[12])\.(weight|bias)', r'stages.{stage}.\2.encoders.{encoder}.ffn.\4.\5'),
-    (STE + r'(norm[12])\.(weight|bias)', r'stages.{stage}.\2.encoders.{encoder}.\4.\5'),
+# Official key and ours. s: stage, b: block, e: encoder, i: layer of the deep stem, p: parameter.
+_STE, _OURS = 'layer{s}.ConTBlock{b}.ste{e}.', 'stages.{s}.{b}.encoders.{e}.'
+_NAMES = [
+    ('layer0.conv.conv.weight', 'stem.conv.weight'),
+    ('layer0.conv_bn{i}.conv.weight', 'stem.conv{i}.weight'),
+    ('layer0.conv_bn{i}.bn.{any}', 'stem.norm{i}.{any}'),
+    ('layer{s}.ConTBlock{b}.bn.{any}', 'stages.{s}.{b}.norm.{any}'),
+    ('layer{s}.ConTBlock{b}.out_conv.conv.weight', 'stages.{s}.{b}.conv.weight'),
+    ('layer{s}.ConTBlock{b}.downsample.conv.weight', 'stages.{s}.{b}.downsample.weight'),
+    ('layer{s}.ConTBlock{b}.downsample.conv.conv.weight', 'stages.{s}.{b}.downsample.weight'),
+    (_STE + 'pe.0', _OURS + 'position.rows'),
+    (_STE + 'pe.1', _OURS + 'position.columns'),
+    (_STE + 'attn.relative_position_bias_table', _OURS + 'attn.position.table'),
+    (_STE + 'attn.{linear}.{p}', _OURS + 'attn.{linear}.{p}'),
+    (_STE + 'mlp.{fc}.{p}', _OURS + 'ffn.{fc}.{p}'),
+    (_STE + '{norm}.{p}', _OURS + '{norm}.{p}'),
 ]
-RULES = [(re.compile(pattern), template) for pattern, template in _RULES]
+_FIELDS = {
+    'b': r'\d+',
+    'i': '[123]',
+    'p': 'weight|bias',
+    'any': '.+',
+    'linear': 'qkv|proj',
+    'fc': 'fc[12]',
+    'norm': 'norm[12]',
+}
+# Stages and encoders count from 1 there and from 0 here.
+_OFFICIAL_FIELDS = {**_FIELDS, 's': '[1-4]', 'e': '[12]'}
+_OUR_FIELDS = {**_FIELDS, 's': '[0-3]', 'e': '[01]'}
+
+
+def _compile(template: str, fields: Mapping[str, str]) -> re.Pattern:
+    def group(match: re.Match) -> str:
+        return f'(?P<{match[1]}>{fields[match[1]]})'
+
+    return re.compile(re.sub(r'\\\{(\w+)\\\}', group, re.escape(template)))
+
+
+_TO_OURS = [(_compile(theirs, _OFFICIAL_FIELDS), ours) for theirs, ours in _NAMES]
+_TO_OFFICIAL = [(_compile(ours, _OUR_FIELDS), theirs) for theirs, ours in _NAMES]
+_BLOCK = r'layer([1-4])\.ConTBlock(\d+)\.'
 # Classifiers are no part of the backbone; the index follows from the window size.
 IGNORED = re.compile(r'(fc|head|neck)\..+|.+\.relative_position_index')
-AVG_DOWN = re.compile(BLOCK + r'downsample\.conv\.conv\.weight')
+AVG_DOWN = re.compile(_BLOCK + r'downsample\.conv\.conv\.weight')
 
 
 def is_official(state_dict: Mapping[str, Tensor]) -> bool:
     """Tell whether the keys are those of the official network."""
-    return any(re.match(r'layer0\.|' + BLOCK, key) for key in state_dict)
+    return any(re.match(r'layer0\.|' + _BLOCK, key) for key in state_dict)
 
 
 def convert_official(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
@@ -58,13 +79,13 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tenso
     for key, value in state_dict.items():
         if IGNORED.fullmatch(key):
             continue
-        name = _rename(key)
+        name = _rename(key, _TO_OURS, shift=-1)
         if name is None:
             unknown.append(key)
         elif name in converted:
             raise ValueError(f'{key} is there twice, under another official name too')
         else:
-            is_table = name.endswith(('.position.rows', '.position.columns'))
+            is_table = name.endswith(('.position.rows', '.position.columns')) and value.dim()
             converted[name] = value.reshape(-1, value.shape[-1]) if is_table else value
     if unknown:
         raise ValueError(
@@ -73,14 +94,58 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tenso
     return converted
 
 
-def _rename(key: str) -> str | None:
-    for pattern, template in RULES:
-        match = pattern.fullmatch(key)
-        if match is None:
+def convert_to_official(
+    state_dict: Mapping[str, Tensor], avg_down: bool = False
+) -> OrderedDict[str, Tensor]:
+    """Rename our tensors to the names of the official network: undo :func:`convert_official`.
+
+    Args:
+        state_dict: Tensors of the backbone by our names.
+        avg_down: Whether the backbone was built so; it decides a name, which ours does not tell.
+
+    Returns:
+        The same tensors by official names and in official shapes, with the index of the relative
+        position, which the official network keeps beside its bias tables.
+
+    Raises:
+        ValueError: If a key is none of ours.
+    """
+    converted: OrderedDict[str, Tensor] = OrderedDict()
+    unknown = []
+    for key, value in state_dict.items():
+        name = _rename(key, _TO_OFFICIAL, shift=1)
+        if name is None:
+            unknown.append(key)
             continue
-        if '{stage}' in template:
-            template = template.replace('{stage}', str(int(match[1]) - 1))
-        if '{encoder}' in template:
-            template = template.replace('{encoder}', str(int(match[3]) - 1))
-        return match.expand(template)
+        if avg_down and not name.startswith('layer4.'):
+            name = name.replace('.downsample.conv.', '.downsample.conv.conv.')
+        if name.endswith('.pe.0'):
+            value = value[None, :, None]  # [p, C / 2] -> [1, p, 1, C / 2]
+        elif name.endswith('.pe.1'):
+            value = value[None, None]  # [p, C / 2] -> [1, 1, p, C / 2]
+        converted[name] = value
+        if name.endswith('.relative_position_bias_table'):
+            index = name.replace('_bias_table', '_index')
+            converted[index] = _relative_index((math.isqrt(len(value)) + 1) // 2)
+    if unknown:
+        raise ValueError(f'{len(unknown)} keys are not of ConTNet, the first are {unknown[:5]}')
+    return converted
+
+
+def _rename(key: str, rules: list[tuple[re.Pattern, str]], shift: int) -> str | None:
+    for pattern, template in rules:
+        match = pattern.fullmatch(key)
+        if match:
+            fields = match.groupdict()
+            fields.update({name: int(fields[name]) + shift for name in 'se' if name in fields})
+            return template.format(**fields)
     return None
+
+
+def _relative_index(window: int) -> Tensor:
+    """Row of the bias table for each query and key, row-major in the window, [p * p, p * p]."""
+    place = torch.arange(window * window)
+    row, column = place // window, place % window
+    down = row[:, None] - row[None] + window - 1
+    right = column[:, None] - column[None] + window - 1
+    return down * (2 * window - 1) + right

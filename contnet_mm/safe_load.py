@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import pickle
 import re
@@ -19,6 +20,8 @@ import torch._weights_only_unpickler
 from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
+
+from contnet_mm.safe_save import import_safetensors
 
 
 def _numpy_globals() -> dict[str, object]:
@@ -67,13 +70,15 @@ def read_checkpoint(path: str | Path) -> object:
     Allowed are tensors, numbers, text, their containers and ``EXTRA_GLOBALS``.
 
     Args:
-        path: A file, or whatever address MMEngine's file clients take.
+        path: A file, or whatever address MMEngine's file clients take. A name that ends in
+            ``.safetensors`` is read as such.
 
     Returns:
-        What was saved.
+        What was saved; for ``.safetensors`` a dict of ``state_dict`` and ``meta``.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ModuleNotFoundError: If the file needs the library safetensors and it is not installed.
         ValueError: If it is damaged, no checkpoint at all, or holds something that is not allowed.
     """
     with ExitStack() as stack:
@@ -89,9 +94,14 @@ def _read(file: Path, path: str | Path) -> object:
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     if not file.is_file():
         raise ValueError(f'{path} is a folder, not a checkpoint file')
-    _refuse_other_formats(file, path)
+    if Path(path).suffix == '.safetensors':
+        import_safetensors()
+        load = _load_safetensors
+    else:
+        _refuse_other_formats(file, path)
+        load = _load
     try:
-        return _load(file)
+        return load(file)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f'{path} is refused, or is no checkpoint: {_reason(error)}. Beside tensors and '
@@ -128,6 +138,15 @@ def _reason(error: Exception) -> str:
         r'GLOBAL [\w.]+|Unsupported operand \d+|asks for .+|but got <class .+>', str(error)
     )
     return fact[0] if fact else (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _load_safetensors(file: Path) -> dict[str, object]:
+    with import_safetensors().safe_open(str(file), 'pt') as content:
+        meta = json.loads((content.metadata() or {}).get('meta', '{}'))
+        return dict(
+            meta=meta if isinstance(meta, dict) else {},
+            state_dict=OrderedDict((key, content.get_tensor(key)) for key in [*content.keys()]),
+        )
 
 
 def _load(file: Path) -> object:

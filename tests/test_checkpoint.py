@@ -46,10 +46,13 @@ def thin(thin_arch):
 @pytest.fixture
 def log(caplog):
     """What is logged, as text."""
-    MMLogger.get_instance('mmengine', log_level='INFO').addHandler(caplog.handler)
-    caplog.set_level(logging.INFO)
+    logger = MMLogger.get_current_instance()  # perhaps that of a Runner in another test
+    level = logger.level
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
     yield lambda: caplog.text
-    MMLogger.get_current_instance().removeHandler(caplog.handler)
+    logger.removeHandler(caplog.handler)
+    logger.setLevel(level)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,9 @@ def test_a_missing_file_says_where_it_comes_from_and_how_to_do_without(thin_arch
         net.init_weights()
     for words in (
         'checkpoints/contnet-m_in1k.pth',
-        'mv <download>',
+        'convert_checkpoint.py <download> checkpoints/contnet-m_in1k.pth',
+        'mim run contnet_mm convert_checkpoint <download>',
+        'read as released',
         'init_cfg=None',
         'frozen_stages=-1',
     ):

@@ -1,0 +1,195 @@
+"""Checkpoint files of ConTNet from one layout to another: official, backbone alone, classifier."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from contnet_mm.checkpoint import check_coverage, find_backbone, find_tensors, prove_avg_down
+from contnet_mm.contnet import ConTNet
+from contnet_mm.convert import convert_official, convert_to_official, is_official
+from contnet_mm.layout import read_options
+from contnet_mm.safe_load import read_checkpoint
+from contnet_mm.safe_save import check_suffix, encode_checkpoint, write_file
+from contnet_mm.version import __version__
+
+LAYOUTS = {
+    'backbone': 'backbone alone, by our names',
+    'classifier': 'MMPretrain classifier (backbone.*, head.fc.*)',
+    'official': 'official network',
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole ConTNet, found in a file.
+
+    Attributes:
+        layout: A key of ``LAYOUTS``, or ``'detector or other'``.
+        backbone: Its tensors by our names.
+        head: ``weight`` [classes, C] and ``bias`` [classes] of its classifier, or what is there.
+        options: Arguments of ConTNet that the file tells.
+        avg_down_proof: What proves that it was trained with ``avg_down=True``, or None.
+        out_channels: Channels C of its last map.
+        num_others: Tensors of the file that belong to neither.
+    """
+
+    layout: str
+    backbone: Mapping[str, Tensor]
+    head: Mapping[str, Tensor]
+    options: Mapping[str, object]
+    avg_down_proof: str | None
+    out_channels: int
+    num_others: int
+
+    def report(self) -> list[str]:
+        """Say what was read, and what no file or this file does not tell."""
+        classes = f', classifier of {len(self.head["weight"])} classes' if self.has_head() else ''
+        others = f', {self.num_others} tensors of other parts' if self.num_others else ''
+        options = ', '.join(f'{name} {value}' for name, value in self.options.items())
+        proof = self.avg_down_proof
+        untold = ['pre_norm'] if proof else ['pre_norm', 'avg_down']
+        if not isinstance(self.options['arch'], str):
+            untold += ['drop_rates', 'last_drop_rate']
+            untold += ['num_heads'] * (self.options['position'] == 'absolute')
+        return [
+            f'read: {LAYOUTS.get(self.layout, self.layout)}; backbone of {len(self.backbone)} '
+            f'tensors{classes}{others}',
+            f'told by keys and shapes: {options}' + (f', avg_down True ({proof})' if proof else ''),
+            f'not told, yours to say in the config: {", ".join(untold)}',
+        ]
+
+    def has_head(self) -> bool:
+        """Tell whether there is a classifier that fits the backbone."""
+        weight, bias = self.head.get('weight'), self.head.get('bias')
+        if weight is None or bias is None or weight.dim() != 2:
+            return False
+        return weight.shape[1] == self.out_channels and bias.shape == weight.shape[:1]
+
+
+def read_network(path: str | Path) -> Network:
+    """Find a whole ConTNet in a checkpoint of any kind.
+
+    Args:
+        path: The file; see :func:`~contnet_mm.safe_load.read_checkpoint`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ModuleNotFoundError: If it ends in ``.safetensors`` and that library is not installed.
+        ValueError: If it cannot be read safely, or if a tensor of the network is missing, of
+            another shape or one too many.
+    """
+    content = read_checkpoint(path)
+    tensors, found = find_tensors(content, str(path)), find_backbone(content, str(path))
+    official = is_official(found)
+    place, prefix = (found, 'fc.') if official else (tensors, 'head.fc.')
+    head = {key[len(prefix) :]: value for key, value in place.items() if key.startswith(prefix)}
+    backbone = convert_official(found) if official else found
+    options = read_options(backbone, str(path))
+    with torch.device('meta'):  # only names and shapes are asked for
+        net = ConTNet(**options)
+    backbone = check_coverage(backbone, net, str(path))
+    num_others = 0 if official else len(tensors) - len(backbone) - len(head)
+    layout = 'classifier' if head else 'backbone'
+    return Network(
+        layout='official' if official else 'detector or other' if num_others else layout,
+        backbone=backbone,
+        head=head,
+        options=options,
+        avg_down_proof=prove_avg_down(content, found),
+        out_channels=net.out_channels[-1],
+        num_others=num_others,
+    )
+
+
+def convert_file(
+    source: str | Path,
+    target: str | Path,
+    layout: str = 'backbone',
+    avg_down: bool = False,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write the ConTNet of one checkpoint file into another, in another layout or kind of file.
+
+    Args:
+        source: The file to read.
+        target: The file to write, ``.pth``, ``.pt`` or ``.safetensors``.
+        layout: A key of ``LAYOUTS``. The official layout takes the classifier along, if any.
+        avg_down: Note that the network was trained with it, where the file does not tell.
+        overwrite: Replace ``target`` if it exists.
+
+    Returns:
+        Lines about what was read and written.
+
+    Raises:
+        FileNotFoundError: If there is no ``source``.
+        ModuleNotFoundError: If safetensors is needed and not installed.
+        ValueError: If ``target`` exists, or ``source`` is refused (see :func:`read_network`), has
+            no classifier where one is asked for, or is of the layout and kind already.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f'layout must be one of {[*LAYOUTS]}, got {layout!r}')
+    suffix = check_suffix(target)
+    _check_target(Path(source).expanduser(), Path(target), overwrite)
+    network = read_network(source)
+    in_safetensors = Path(source).suffix == '.safetensors'
+    if layout == network.layout and in_safetensors == (suffix == '.safetensors'):
+        raise ValueError(
+            f'{source} is one already: {LAYOUTS[layout]}; nothing to convert (cp copies it, '
+            'tools/publish_checkpoint.py drops the optimizer)'
+        )
+    if network.head and not network.has_head() and layout != 'backbone':
+        shapes = {key: [*value.shape] for key, value in network.head.items()}
+        raise ValueError(
+            f'the classifier of {source} does not fit the backbone: expected weight [classes, '
+            f'{network.out_channels}] and bias [classes], got {shapes}'
+        )
+    if layout == 'classifier' and not network.head:
+        raise ValueError(f'{source} holds no classifier, so that only its backbone can be written')
+    avg_down = avg_down or network.avg_down_proof is not None
+    state_dict = arrange(network.backbone, network.head, layout, avg_down)
+    meta = {'converted_from': Path(source).name, 'contnet_mm_version': __version__}
+    if avg_down:  # our names do not tell; the loader reads this
+        meta['contnet'] = {'avg_down': True}
+    write_file(
+        target, encode_checkpoint(state_dict, None if layout == 'official' else meta, suffix)
+    )
+    written = f'wrote {target}: {LAYOUTS[layout]}, {len(state_dict)} tensors'
+    return [*network.report(), written + (', of avg_down=True' if avg_down else '')]
+
+
+def arrange(
+    backbone: Mapping[str, Tensor], head: Mapping[str, Tensor], layout: str, avg_down: bool
+) -> OrderedDict[str, Tensor]:
+    """Name the tensors of a network as a layout does.
+
+    Args:
+        backbone: Tensors by our names.
+        head: ``weight`` and ``bias`` of the classifier; left out of ``'backbone'``.
+        layout: A key of ``LAYOUTS``.
+        avg_down: Whether the network was trained with it; names in the official layout.
+    """
+    if layout == 'backbone':
+        return OrderedDict(backbone)
+    if layout == 'official':
+        state_dict = convert_to_official(backbone, avg_down)
+        prefix = 'fc.'
+    else:
+        state_dict = OrderedDict((f'backbone.{key}', value) for key, value in backbone.items())
+        prefix = 'head.fc.'
+    state_dict.update((prefix + key, value) for key, value in head.items())
+    return state_dict
+
+
+def _check_target(source: Path, target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if source.exists() and target.samefile(source):
+        raise ValueError(f'{target} is the file to convert: give another name')
+    if not overwrite:
+        raise ValueError(f'{target} exists: give another name or --overwrite')

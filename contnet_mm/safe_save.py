@@ -1,0 +1,91 @@
+"""Writing checkpoint files: plain contents, equal bytes for equal contents, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SUFFIXES = ('.pth', '.pt', '.safetensors')
+
+
+def encode_checkpoint(
+    state_dict: Mapping[str, Tensor], meta: Mapping | None = None, suffix: str = '.pth'
+) -> bytes:
+    """Give the bytes of a checkpoint file.
+
+    Args:
+        state_dict: Tensors by name.
+        meta: Plain values to keep beside them, as MMEngine does; None keeps the state dict alone.
+        suffix: One of ``SUFFIXES``: the kind of file.
+
+    Returns:
+        The content of the file, which one version of torch makes equal for equal arguments.
+
+    Raises:
+        ModuleNotFoundError: If safetensors is asked for and not installed.
+        ValueError: If the suffix is none of these, or a value is no tensor.
+    """
+    check_suffix(f'*{suffix}')
+    wrong = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(f'the values of {wrong[:5]} are no tensors: they cannot be saved')
+    # A copy drops memory that is shared with tensors which are left out.
+    tensors = OrderedDict(
+        (key, value.detach().clone(memory_format=torch.contiguous_format))
+        for key, value in state_dict.items()
+    )
+    if suffix == '.safetensors':
+        # One entry, since several are written in an order that changes from run to run.
+        metadata = None if meta is None else {'meta': json.dumps(meta, sort_keys=True)}
+        return import_safetensors().torch.save(tensors, metadata)
+    if hasattr(state_dict, '_metadata'):  # versions of the modules, which some of them look at
+        tensors._metadata = state_dict._metadata
+    stream = io.BytesIO()  # written to a file, the archive would hold the file's name
+    torch.save(tensors if meta is None else dict(meta=dict(meta), state_dict=tensors), stream)
+    return stream.getvalue()
+
+
+def write_file(path: str | Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it; its folder is made where it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def check_suffix(path: str | Path) -> str:
+    """Return the suffix of a checkpoint's name.
+
+    Raises:
+        ValueError: If it is none of ``SUFFIXES``.
+    """
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise ValueError(f'{path} must end in one of {", ".join(SUFFIXES)}')
+    return suffix
+
+
+def import_safetensors():
+    """Import the library that only ``.safetensors`` files need.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed; the message says how to install it.
+    """
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'files that end in .safetensors need the library safetensors: pip install safetensors'
+        ) from error
+    return safetensors
