@@ -1,8 +1,37 @@
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+# A wheel carries what mim looks for twice. openmim looks into the folder of the package; onedl-mim
+# into the folder of the first path that the installer recorded, and contnet_mm-*.dist-info/ sorts
+# before contnet_mm/. So a folder that sorts before both holds nothing but the same files.
+MIM_FOLDERS = ('contnet_mm/.mim', 'contnet_mim/.mim')
+MIM_FILES = ('model-index.yml', 'dataset-index.yml')
+# setup_env and the shell scripts serve a checkout: its environments and its demo.
+NOT_IN_WHEEL = ('setup_env', '*.sh', '__pycache__', '*.py[co]', 'build', '*.egg-info', '.*')
+
+
+class BuildWithMim(build_py):
+    """Adds configs, tools and index files; an install in place finds them in the checkout."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for folder in MIM_FOLDERS:
+            target = Path(self.build_lib, folder)
+            # mim refuses a config that it finds twice, as it would after a renaming.
+            shutil.rmtree(target, ignore_errors=True)
+            for name in ('configs', 'tools'):
+                ignored = shutil.ignore_patterns(*NOT_IN_WHEEL)
+                shutil.copytree(ROOT / name, target / name, ignore=ignored)
+            for name in MIM_FILES:
+                shutil.copy2(ROOT / name, target / name)
+
+
 facts = {}
 exec((ROOT / 'contnet_mm' / 'version.py').read_text(), facts)
 readme = ROOT / 'README.md'
@@ -16,6 +45,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['contnet_mm*']),
+    cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
     # mmengine comes from one of two distributions: mmengine or onedl-mmengine. Naming either here
     # would overwrite the other in place, so that the extras name them.
@@ -43,6 +73,7 @@ setup(
             'scikit-learn>=1.3',
             'cityscapesscripts>=2.2',
         ],
+        'safetensors': ['safetensors>=0.8.0'],
         'dev': ['codespell>=2.3', 'hypothesis>=6.100', 'pytest>=8', 'ruff>=0.15'],
     },
 )
