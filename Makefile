@@ -11,7 +11,7 @@ BOOT := $(shell for p in "$(PYTHON)" python3 python3.11 python3.10 python3.12; d
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-all demo clean
+.PHONY: help setup lint test test-all demo demo-all clean
 
 help: ## list the targets
 	@echo 'Usage: make TARGET [STACK=onedl|openmmlab] [PYTHON=python3.11] [TORCH_INDEX=URL]'
@@ -44,6 +44,9 @@ test-all: setup $(LINT) ## lint, then all tests
 
 demo: setup ## train, test and show the demo on data made on the spot
 	$(IN_VENV) bash tools/demo.sh
+
+demo-all: setup ## the same for every family: detectors, PSPNet, classification
+	$(IN_VENV) bash tools/demo.sh all
 
 clean: ## remove work_dirs, demo data and build leftovers, but no environment
 	rm -rf work_dirs data/demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

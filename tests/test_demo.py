@@ -1,4 +1,4 @@
-"""The demo's commands for real, on a few images: mim trains, resumes and tests."""
+"""The demo's commands for real, on a few images: mim trains, resumes and tests each family."""
 
 import re
 import subprocess
@@ -6,11 +6,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from contnet_mm.demo import DemoOptions, make_demo_data
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / 'configs' / 'demo' / 'retinanet_contnet-ti_fpn_demo.py'
+CONFIGS = sorted((ROOT / 'configs' / 'demo').glob('*.py'))
+BOX_AP = 'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all'
+# What the library's evaluator prints in the end.
+RESULTS = {
+    'contnet-ti_demo-imagenet': ['accuracy/top1: '],
+    'faster-rcnn_contnet-ti_fpn_demo': [BOX_AP, 'coco/bbox_mAP: '],
+    'fcos_contnet-ti_fpn_demo': [BOX_AP, 'coco/bbox_mAP: '],
+    'mask-rcnn_contnet-ti_fpn_demo': [BOX_AP, 'coco/bbox_mAP: ', 'coco/segm_mAP: '],
+    'mask-rcnn_contnet-ti_fpn_demo-cityscapes': ['coco/segm_mAP: ', 'cityscapes/mAP: '],
+    'pspnet_contnet-ti-d8_demo-cityscapes': ['mIoU: '],
+    'retinanet_contnet-ti_fpn_demo': [BOX_AP, 'coco/bbox_mAP: '],
+}
 
 
 @pytest.fixture(scope='module')
@@ -29,29 +41,57 @@ def mim(folder, *args):
     )
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-3000:]
-    return output
+    return re.sub(r'\[ (?=\d)', '[', re.sub(r'[ \t]+', ' ', output))
 
 
-def train(folder, epochs):
-    options = [f'train_cfg.max_epochs={epochs}', 'train_dataloader.batch_size=4']
-    work_dir = ['--work-dir', 'work']
-    return mim(
-        folder, 'train', 'mmdet', str(CONFIG), *work_dir, '--resume', '--cfg-options', *options
-    )
+def options(config, length):
+    """Return what makes a training that short; `length` is in epochs, or pairs of iterations."""
+    if config.default_scope == 'mmseg':
+        return [
+            f'train_cfg.max_iters={2 * length}',
+            'train_cfg.val_interval=2',
+            'default_hooks.checkpoint.interval=2',
+        ]
+    return [f'train_cfg.max_epochs={length}']
 
 
-def test_mim_trains_resumes_and_tests_from_an_unrelated_folder(folder):
-    first = train(folder, 1)
-    assert 'Epoch(train) [1][2/2]' in re.sub(r'\s+', ' ', first)
-    second = train(folder, 2)
-    assert 'resumed epoch: 1' in second
-    assert (folder / 'work' / 'epoch_2.pth').is_file()
-    checkpoint = str(folder / 'work' / 'epoch_2.pth')
-    # After four iterations no score reaches the config's threshold.
-    options = ['--cfg-options', 'model.test_cfg.score_thr=0.0']
-    tested = mim(folder, 'test', 'mmdet', str(CONFIG), '--checkpoint', checkpoint, *options)
-    assert 'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all' in tested
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_mim_trains_resumes_and_tests_from_an_unrelated_folder(path, folder):
+    config = Config.fromfile(path)
+    library, by_epoch = config.default_scope, config.default_scope != 'mmseg'
+    work_dir = folder / 'work' / path.stem
+
+    def train(length):
+        batch = 'train_dataloader.batch_size=4'
+        return mim(
+            *(folder, 'train', library, str(path), '--work-dir', str(work_dir), '--resume'),
+            *('--cfg-options', batch, 'default_hooks.logger.interval=1', *options(config, length)),
+        )
+
+    first = train(1)
+    assert ('Epoch(train) [1][2/' if by_epoch else 'Iter(train) [2/2]') in first
+    second = train(2)
+    assert ('resumed epoch: 1' if by_epoch else 'iter: 2') in second
+    assert ('Epoch(train) [1]' if by_epoch else 'Iter(train) [1/') not in second
+    checkpoint = work_dir / ('epoch_2.pth' if by_epoch else 'iter_4.pth')
+    test = ['test', library, str(path), '--checkpoint', str(checkpoint)]
+    if library == 'mmdet':
+        # After so few iterations no score reaches the config's threshold.
+        stage = 'rcnn.' if 'rcnn' in path.stem else ''
+        test += ['--cfg-options', f'model.test_cfg.{stage}score_thr=0.0']
+    tested = mim(folder, *test)
+    for result in RESULTS[path.stem]:
+        assert re.sub(' +', ' ', result) in tested
 
 
 def test_the_demo_script_is_valid_bash():
     subprocess.run(['bash', '-n', str(ROOT / 'tools' / 'demo.sh')], check=True)
+
+
+def test_the_demo_script_refuses_an_unknown_name(tmp_path):
+    # A name is looked up before any data is made.
+    result = subprocess.run(
+        ['bash', str(ROOT / 'tools' / 'demo.sh'), 'yolo_demo'], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert 'configs/demo/yolo_demo.py' in result.stderr

@@ -1,62 +1,92 @@
 #!/usr/bin/env bash
-# The demo: make data, train, test, draw. Each step is skipped where its result is there already,
-# and an interrupted training goes on from its last checkpoint. `make demo` runs it in the
-# environment of this repository.
+# The demo: make data, train, test, draw; for RetinaNet, or for the configs of configs/demo that are
+# named on the command line, or with `all` for each of them. Each step is skipped where its result
+# is there already, and an interrupted training goes on from its last checkpoint. `make demo` and
+# `make demo-all` run it in the environment of this repository.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 seed=${SEED:-0}
-config=configs/demo/retinanet_contnet-ti_fpn_demo.py
-work_dir=work_dirs/retinanet_contnet-ti_fpn_demo_seed$seed
+names=("${@:-retinanet_contnet-ti_fpn_demo}")
+if [ "${names[*]}" = all ]; then
+  names=()
+  for config in configs/demo/*.py; do names+=("$(basename "$config" .py)"); done
+fi
 
 say() { printf '\n== %s\n' "$*"; }
 
-mkdir -p "$work_dir"
-# Two runs in one folder would overwrite each other's checkpoints, and a killed `make` may leave
-# its training running.
-if command -v flock >/dev/null; then
-  exec 9>"$work_dir/lock"
-  flock -n 9 || { say "another run is at work in $work_dir; waiting for it"; flock 9; }
-fi
+# Runs a command with its output in a file, which gets its name when the command succeeds.
+logged() {
+  local log=$1
+  shift
+  "$@" >"$log.part" 2>&1 || { tail -n 30 "$log.part" >&2; exit 1; }
+  mv "$log.part" "$log"
+}
 
-say '1/4 demo data: half a minute'
+run() {
+  local name=$1 config=configs/demo/$1.py work_dir=work_dirs/$1_seed$seed
+  local library=mmdet
+  case $name in
+    pspnet*) library=mmseg ;;
+    contnet*) library=mmpretrain ;;
+  esac
+
+  mkdir -p "$work_dir"
+  # Two runs in one folder would overwrite each other's checkpoints, and a killed `make` may leave
+  # its training running.
+  if command -v flock >/dev/null; then
+    exec 9>"$work_dir/lock"
+    flock -n 9 || { say "another run is at work in $work_dir; waiting for it"; flock 9; }
+  fi
+
+  say "$name: training, some minutes on 2 cores"
+  if [ -f "$work_dir/trained" ]; then
+    echo "done before: $work_dir"
+  else
+    local begin=$SECONDS
+    mim train $library "$config" --work-dir "$work_dir" --resume --cfg-options randomness.seed="$seed"
+    echo "$((SECONDS - begin)) s in the last go" >"$work_dir/trained"
+  fi
+  local checkpoint
+  checkpoint=$work_dir/$(basename "$(cat "$work_dir/last_checkpoint")")
+
+  say "$name: test on the held-out part, half a minute"
+  if [ -f "$work_dir/test.log" ]; then
+    echo "done before: $work_dir/test.log"
+  else
+    logged "$work_dir/test.log" \
+      mim test $library "$config" --checkpoint "$checkpoint" --work-dir "$work_dir"
+  fi
+
+  say "$name: pictures, half a minute"
+  # The libraries warn about optional packages that nothing here needs.
+  if [ -f "$work_dir/predictions.png" ]; then
+    echo "done before: $work_dir/predictions.png"
+  else
+    python -W ignore tools/plot_training.py "$work_dir" --out "$work_dir/training.png" >/dev/null
+    python -W ignore tools/draw_predictions.py "$config" "$checkpoint" \
+      --out "$work_dir/predictions.part.png" >/dev/null
+    mv "$work_dir/predictions.part.png" "$work_dir/predictions.png"
+  fi
+}
+
+for name in "${names[@]}"; do
+  [ -f "configs/demo/$name.py" ] || { echo "demo: there is no configs/demo/$name.py" >&2; exit 2; }
+done
+say 'demo data: half a minute'
 python tools/make_demo_data.py
+for name in "${names[@]}"; do run "$name"; done
 
-say '2/4 training: about five minutes on 2 cores'
-if [ -f "$work_dir/trained" ]; then
-  echo "done before: $work_dir"
-else
-  mim train mmdet "$config" --work-dir "$work_dir" --resume --cfg-options randomness.seed="$seed"
-  touch "$work_dir/trained"
-fi
-checkpoint=$work_dir/$(basename "$(cat "$work_dir/last_checkpoint")")
-
-say '3/4 test on the held-out part: half a minute'
-if [ -f "$work_dir/test.log" ]; then
-  echo "done before: $work_dir/test.log"
-else
-  mim test mmdet "$config" --checkpoint "$checkpoint" --work-dir "$work_dir" >"$work_dir/test.log.part" 2>&1 ||
-    { tail -n 30 "$work_dir/test.log.part" >&2; exit 1; }
-  mv "$work_dir/test.log.part" "$work_dir/test.log"
-fi
-
-say '4/4 pictures: half a minute'
-# The libraries warn about optional packages that nothing here needs.
-if [ -f "$work_dir/detections.png" ]; then
-  echo "done before: $work_dir/detections.png"
-else
-  python -W ignore tools/plot_training.py "$work_dir" --out "$work_dir/training.png" >/dev/null
-  python -W ignore tools/draw_detections.py "$config" "$checkpoint" \
-    --out "$work_dir/detections.part.png" >/dev/null
-  mv "$work_dir/detections.part.png" "$work_dir/detections.png"
-fi
-
-say 'held-out part'
-grep -E 'Average (Precision|Recall)' "$work_dir/test.log"
-say 'results'
-cat <<EOF
+for name in "${names[@]}"; do
+  work_dir=work_dirs/${name}_seed$seed
+  say "$name on the held-out part, trained in $(cat "$work_dir/trained")"
+  grep -E 'Average (Precision|Recall)' "$work_dir/test.log" || true
+  # The line that all libraries write last: every metric by its name.
+  grep -E '(Epoch|Iter)\(test\) .*: ' "$work_dir/test.log" | tail -n 1 | sed 's/.*(test) *\[[^]]*\] *//'
+  cat <<EOT
 folder       $PWD/$work_dir (checkpoints and logs)
-checkpoint   $PWD/$checkpoint
-detections   $PWD/$work_dir/detections.png
+checkpoint   $PWD/$work_dir/$(basename "$(cat "$work_dir/last_checkpoint")")
+predictions  $PWD/$work_dir/predictions.png
 training     $PWD/$work_dir/training.png
-EOF
+EOT
+done

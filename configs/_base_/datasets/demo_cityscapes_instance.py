@@ -27,10 +27,6 @@ val_evaluator = [
         ann_file=data_root + 'annotations/instancesonly_filtered_gtFine_val.json',
         metric=['bbox', 'segm'],
     ),
-    dict(
-        type='CityScapesMetric',
-        seg_prefix=data_root + 'gtFine/val',
-        outfile_prefix='work_dirs/demo_cityscapes/instance',
-    ),
+    dict(type='CityScapesMetric', outfile_prefix=None, seg_prefix=data_root + 'gtFine/val'),
 ]
 test_evaluator = val_evaluator
