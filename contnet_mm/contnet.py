@@ -170,7 +170,7 @@ class ConTNet(BaseModule):
 
         Returns:
             One map per entry of ``out_indices``, [B, out_channels[i], ceil(H / out_strides[i]),
-            ceil(W / out_strides[i])], channels-last in memory.
+            ceil(W / out_strides[i])], contiguous in memory as a ResNet's.
 
         Raises:
             ValueError: If the shape is not as above.
@@ -186,7 +186,9 @@ class ConTNet(BaseModule):
             for block in stage:
                 x, encoded = block(x)
             if i in self.out_indices:
-                outs.append(x if i == NUM_STAGES - 1 else encoded)
+                # The network works channels-last, but mmcv's RoIAlign takes any memory for NCHW
+                # and crops garbage from other maps without a word.
+                outs.append((x if i == NUM_STAGES - 1 else encoded).contiguous())
         return tuple(outs)
 
     def init_weights(self) -> None:
