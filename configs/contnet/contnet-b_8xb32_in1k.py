@@ -1,7 +1,3 @@
-_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
-custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
+_base_ = './contnet-m_8xb32_in1k.py'
 
-model = dict(
-    backbone=dict(_delete_=True, type='contnet_mm.ConTNet', arch='base', out_indices=(3,)),
-    head=dict(in_channels=1024),
-)
+model = dict(backbone=dict(arch='base'))

@@ -1,9 +1,13 @@
 _base_ = './contnet-m_8xb64-strong_in1k.py'
-weights = dict(type='Pretrained', checkpoint='checkpoints/contnet-m_in1k.pth')
+weights = 'checkpoints/contnet-m_in1k.pth'
 
-# Fine-tunes trained weights on larger images. Blocks near the image learn slower: 0.8 of the next
-# one's rate, eight blocks in ConT-M.
-model = dict(backbone=dict(init_cfg=weights))
+# Fine-tunes a trained classifier on larger images; the file must hold its head, as that of
+# `tools/convert_checkpoint.py --classifier` does. Blocks near the image learn slower: 0.8 of the
+# next one's rate, eight blocks in ConT-M.
+model = dict(
+    backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=weights)),
+    head=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint=weights, prefix='head.')),
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -29,6 +33,13 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=2, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=28, by_epoch=True, begin=2, end=30),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=28,
+        by_epoch=True,
+        begin=2,
+        end=30,
+        convert_to_iter_based=True,
+    ),
 ]
 train_cfg = dict(max_epochs=30)

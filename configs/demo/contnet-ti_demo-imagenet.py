@@ -14,7 +14,7 @@ model = dict(
     ),
 )
 
-train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=1)
+train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(
@@ -23,7 +23,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
-        type='CosineAnnealingLR', T_max=4, begin=0, end=4, by_epoch=True, convert_to_iter_based=True
+        type='CosineAnnealingLR', T_max=2, begin=0, end=2, by_epoch=True, convert_to_iter_based=True
     ),
 ]
 default_hooks = dict(

@@ -17,3 +17,6 @@ model = dict(
     ),
     neck=dict(in_channels=[64, 128, 256, 1024]),
 )
+
+# The parent trains biases at twice the rate and without decay, which a ResNet has none of.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.0))))

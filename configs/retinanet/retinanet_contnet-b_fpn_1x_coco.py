@@ -1,15 +1,6 @@
-_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
-custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
+_base_ = './retinanet_contnet-m_fpn_1x_coco.py'
 weights = dict(type='Pretrained', checkpoint='checkpoints/contnet-b_in1k.pth')
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='contnet_mm.ConTNet',
-        arch='base',
-        frozen_stages=1,
-        norm_eval=True,
-        init_cfg=weights,
-    ),
-    neck=dict(in_channels=[64, 128, 256, 1024]),
+    backbone=dict(arch='base', init_cfg=weights),
 )

@@ -1,6 +1,6 @@
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
-train_cfg = dict(max_epochs=4, val_interval=1)
+train_cfg = dict(max_epochs=4)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=10.0),
