@@ -23,6 +23,23 @@ logged() {
   mv "$log.part" "$log"
 }
 
+# Least value of a metric that shows that something was learned; seeds differ by far less.
+check_floor() {
+  local metric floor value
+  case $1 in
+    contnet*) metric=accuracy/top1 floor=75 ;;
+    pspnet*) metric=mIoU floor=25 ;;
+    *-cityscapes) metric=cityscapes/mAP floor=0.1 ;;
+    mask-rcnn*) metric=coco/segm_mAP floor=0.3 ;;
+    *) metric=coco/bbox_mAP floor=0.3 ;;
+  esac
+  value=$(grep -E '(Epoch|Iter)\(test\) .*: ' "$2" | sed -n "s#.* $metric: *\\([0-9.]*\\).*#\\1#p" | tail -n 1)
+  awk -v value="$value" -v floor="$floor" 'BEGIN { exit !(value + 0 >= floor) }' || {
+    echo "demo: $1 reached $metric $value, less than $floor: it has not learned" >&2
+    failed=1
+  }
+}
+
 run() {
   local name=$1 config=configs/demo/$1.py work_dir=work_dirs/$1_seed$seed
   local library=mmdet
@@ -38,6 +55,15 @@ run() {
     exec 9>"$work_dir/lock"
     flock -n 9 || { say "another run is at work in $work_dir; waiting for it"; flock 9; }
   fi
+
+  # Results of a config that has changed since would pass for those of the present one.
+  local version
+  version=$(cat "$config" configs/_base_/*/demo_* | cksum)
+  if [ "$(cat "$work_dir/version" 2>/dev/null || echo "$version")" != "$version" ]; then
+    echo "demo: $work_dir is of another version of $config; remove it to train anew" >&2
+    exit 1
+  fi
+  echo "$version" >"$work_dir/version"
 
   say "$name: training, some minutes on 2 cores"
   if [ -f "$work_dir/trained" ]; then
@@ -77,12 +103,14 @@ say 'demo data: half a minute'
 python tools/make_demo_data.py
 for name in "${names[@]}"; do run "$name"; done
 
+failed=0
 for name in "${names[@]}"; do
   work_dir=work_dirs/${name}_seed$seed
   say "$name on the held-out part, trained in $(cat "$work_dir/trained")"
   grep -E 'Average (Precision|Recall)' "$work_dir/test.log" || true
   # The line that all libraries write last: every metric by its name.
   grep -E '(Epoch|Iter)\(test\) .*: ' "$work_dir/test.log" | tail -n 1 | sed 's/.*(test) *\[[^]]*\] *//'
+  check_floor "$name" "$work_dir/test.log"
   cat <<EOT
 folder       $PWD/$work_dir (checkpoints and logs)
 checkpoint   $PWD/$work_dir/$(basename "$(cat "$work_dir/last_checkpoint")")
@@ -90,3 +118,4 @@ predictions  $PWD/$work_dir/predictions.png
 training     $PWD/$work_dir/training.png
 EOT
 done
+exit $failed

@@ -1,4 +1,4 @@
-"""Makes the demo data set: handwritten digits on photographs, COCO, Cityscapes and ImageNet layouts."""
+"""Makes the demo data: handwritten digits on photographs, as COCO, Cityscapes and ImageNet."""
 
 from __future__ import annotations
 

@@ -1,0 +1,229 @@
+"""Prediction for one image, by the inferencer of the library that a config belongs to."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from torch import Tensor, nn
+
+from contnet_mm.safe_load import read_checkpoint
+from contnet_mm.task_config import read_config
+
+NUM_LISTED = 5  # classes of a classifier, or keys in an error
+SUFFIXES = ('.png', '.jpg', '.jpeg')
+
+
+def predict_image(
+    image: str | Path,
+    config: str | Path,
+    checkpoint: str | Path,
+    device: str | None = None,
+    score_thr: float = 0.3,
+) -> tuple[np.ndarray, list[str]]:
+    """Predict for one image and draw the result over it.
+
+    Args:
+        image: File of the image.
+        config: Path or name of a detector's, segmentor's or classifier's config.
+        checkpoint: Its weights.
+        device: Such as ``'cpu'``; by default a CUDA device where there is one.
+        score_thr: Detections with a lower score are left out.
+
+    Returns:
+        The picture, RGB, [H, W, 3], and lines of text that say what is in it.
+
+    Raises:
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If another file does not exist, or one cannot be read or does not fit.
+    """
+    pixels = read_image(image)
+    cfg = read_config(config)
+    inferencer = load_inferencer(cfg, checkpoint, device)
+    predict = {'mmdet': _detect, 'mmseg': _segment, 'mmpretrain': _classify}[cfg.default_scope]
+    return predict(inferencer, image, pixels, score_thr)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image as the libraries do; RGB, [H, W, 3].
+
+    Raises:
+        ValueError: If there is no such file, or if it is no image.
+    """
+    import cv2
+    import mmcv
+
+    if not Path(path).is_file():
+        raise ValueError(f'{path} is no file; give an image')
+    try:
+        pixels = mmcv.imread(path)
+    except cv2.error:  # an empty file
+        pixels = None
+    if pixels is None:
+        raise ValueError(f'{path} is no image that OpenCV can read')
+    return pixels[..., ::-1]
+
+
+def write_picture(picture: np.ndarray, path: str | Path) -> None:
+    """Write a picture, RGB, [H, W, 3], wholly or not at all.
+
+    Raises:
+        ValueError: If the name ends like no picture.
+    """
+    import mmcv
+
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f'{path} must end in one of {", ".join(SUFFIXES)}')
+    unfinished = path.with_name(f'.{path.stem}.unfinished{path.suffix}')
+    mmcv.imwrite(picture[..., ::-1], str(unfinished))  # makes the folder as well
+    os.replace(unfinished, path)
+
+
+def load_inferencer(config: Config, checkpoint: str | Path, device: str | None = None) -> object:
+    """Build the inferencer of the library that a config belongs to, with weights and classes.
+
+    The library never opens the checkpoint, since it may run code that is in one:
+    :func:`contnet_mm.safe_load.read_checkpoint` does. Class names that a file lacks come from the
+    config's test data instead of from COCO or Cityscapes.
+
+    Args:
+        config: Of MMDetection, MMSegmentation or MMPretrain.
+        checkpoint: A file with weights of the whole model.
+        device: Such as ``'cpu'``; by default a CUDA device where there is one.
+
+    Returns:
+        A DetInferencer, MMSegInferencer or ImageClassificationInferencer.
+
+    Raises:
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If it is refused, holds no weights, or does not cover the model; or if nothing
+            names the classes.
+    """
+    state_dict, meta = _read_weights(checkpoint)
+    meta = {**_dataset_meta(config), **meta}
+    scope = config.default_scope
+    if scope != 'mmpretrain' and not meta.get('classes'):
+        raise ValueError(f'neither {checkpoint} nor the test data of the config name the classes')
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    with warnings.catch_warnings():
+        # The first two are true, but about to change; nothing here needs a visualizer's back end.
+        warnings.filterwarnings(
+            'ignore', message='Checkpoint is not loaded|weights is None|Failed to add'
+        )
+        if scope == 'mmdet':
+            from mmdet.apis import DetInferencer
+
+            inferencer = DetInferencer(config, device=device, show_progress=False)
+            palette = inferencer.model.dataset_meta['palette']  # the config's, or 'random'
+            meta['palette'] = meta.get('palette') if palette == 'random' else palette
+            inferencer.model.dataset_meta = inferencer.visualizer.dataset_meta = meta
+        elif scope == 'mmseg':
+            from mmseg.apis import MMSegInferencer
+
+            inferencer = MMSegInferencer(config, device=device)
+            inferencer.show_progress = False
+            # These become arguments of the visualizer.
+            meta = {key: meta.get(key) for key in ('classes', 'palette')}
+            inferencer.model.dataset_meta = meta
+        else:
+            from mmpretrain import ImageClassificationInferencer
+
+            init_default_scope(scope)  # the others do so themselves
+            inferencer = ImageClassificationInferencer(config, pretrained=False, device=device)
+            inferencer.classes = meta.get('classes')
+    _load_weights(inferencer.model, state_dict, checkpoint)
+    return inferencer
+
+
+def _read_weights(checkpoint: str | Path) -> tuple[Mapping[str, Tensor], dict]:
+    """Read the state dict of a model, and what the file says of its data set."""
+    content = read_checkpoint(checkpoint)
+    state_dict = content.get('state_dict', content) if isinstance(content, Mapping) else None
+    if not isinstance(state_dict, Mapping) or not any(
+        isinstance(value, Tensor) for value in state_dict.values()
+    ):
+        raise ValueError(f'{checkpoint} holds no state dict; give a checkpoint of the whole model')
+    said = content.get('meta') or {}
+    meta = said.get('dataset_meta') or {'classes': said.get('CLASSES')}  # the latter: OpenMMLab 1
+    return state_dict, {key.lower(): value for key, value in meta.items() if value is not None}
+
+
+def _dataset_meta(config: Config) -> dict:
+    """Return class names and colours of the config's test data, if it tells."""
+    dataset = config.test_dataloader.dataset
+    with DATASETS.switch_scope_and_registry(config.default_scope) as registry:
+        meta = dict(getattr(registry.get(dataset.type), 'METAINFO', {}))
+    given = dataset.get('metainfo')
+    meta.update(given if isinstance(given, Mapping) else {})
+    if dataset.get('classes'):  # MMPretrain's CustomDataset
+        meta['classes'] = dataset.classes
+    return meta
+
+
+def _load_weights(
+    model: nn.Module, state_dict: Mapping[str, Tensor], checkpoint: str | Path
+) -> None:
+    state_dict = OrderedDict(
+        (key.removeprefix('module.'), value) for key, value in state_dict.items()
+    )
+    try:
+        missing = model.load_state_dict(state_dict, strict=False).missing_keys
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1 : NUM_LISTED + 1]]
+        raise ValueError(f'{checkpoint} does not fit the config: {" ".join(reasons)}') from error
+    if missing:
+        raise ValueError(
+            f'{checkpoint} does not fit the config: it lacks {len(missing)} of '
+            f'{len(model.state_dict())} tensors, the first ones {", ".join(missing[:NUM_LISTED])}'
+        )
+
+
+def _detect(
+    inferencer: object, image: str | Path, pixels: np.ndarray, score_thr: float
+) -> tuple[np.ndarray, list[str]]:
+    result = inferencer(str(image), return_vis=True, pred_score_thr=score_thr)
+    found = result['predictions'][0]
+    kept = [i for i, score in enumerate(found['scores']) if score >= score_thr]
+    classes = inferencer.model.dataset_meta['classes']
+    lines = [f'{len(kept)} objects with a score of at least {score_thr:g}']
+    for i in kept:
+        box = ' '.join(f'{side:.0f}' for side in found['bboxes'][i])
+        lines.append(f'{classes[found["labels"][i]]} {found["scores"][i]:.3f} box {box}')
+    return result['visualization'][0], lines
+
+
+def _segment(
+    inferencer: object, image: str | Path, pixels: np.ndarray, score_thr: float
+) -> tuple[np.ndarray, list[str]]:
+    result = inferencer(str(image), return_vis=True)
+    labels, numbers = np.unique(result['predictions'], return_counts=True)
+    classes = inferencer.model.dataset_meta['classes']
+    shares = numbers / numbers.sum()
+    order = np.argsort(-numbers, kind='stable')
+    return result['visualization'], [f'{classes[labels[i]]} {shares[i]:.1%}' for i in order]
+
+
+def _classify(
+    inferencer: object, image: str | Path, pixels: np.ndarray, score_thr: float
+) -> tuple[np.ndarray, list[str]]:
+    from mmpretrain.visualization import UniversalVisualizer
+
+    # Called as a whole it gives either the sample or the picture, and prints a progress bar.
+    [data] = inferencer.preprocess([str(image)])
+    [sample] = inferencer.forward(data)
+    classes = inferencer.classes
+    picture = UniversalVisualizer().visualize_cls(
+        np.ascontiguousarray(pixels), sample, classes=classes, draw_gt=False
+    )
+    scores, labels = sample.pred_score.topk(min(NUM_LISTED, len(sample.pred_score)))
+    named = [classes[i] if classes else f'class {i}' for i in labels.tolist()]
+    lines = [f'{n} {score:.3f}' for n, score in zip(named, scores.tolist(), strict=True)]
+    return picture, lines
