@@ -6,6 +6,7 @@ MMDetection and MMSegmentation know a few classes by name and refuse others.
 
 from __future__ import annotations
 
+from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
@@ -37,7 +38,7 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def add_params(
         self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs: object
     ) -> None:
-        """Add the parameters of a module, each in a group of its own.
+        """Add the parameters of a module, each in a group of its own; log the rates by layer.
 
         Args:
             params: Groups so far; added to in place.
@@ -55,9 +56,20 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'ConTNet, got {type(module).__name__} with {type(backbone).__name__}'
             )
         names = {id(parameter): name for name, parameter in module.named_parameters()}
+        layers: dict[tuple[int, float], list[float]] = {}
         for group in params:
             # Groups hold one parameter each.
             name = names[id(group['params'][0])]
             depth, num_layers = backbone.get_layer_depth(name, prefix='backbone.')
             scale = self.paramwise_cfg['layer_decay_rate'] ** (num_layers - 1 - depth)
             group['lr'] = group.get('lr', self.base_lr) * scale
+            layers.setdefault((depth, scale), []).append(group['lr'])
+        # What MMEngine has printed by now are the rates before this.
+        for (depth, scale), rates in sorted(layers.items()):
+            lowest, highest = min(rates), max(rates)
+            span = f'{lowest:.4g}' + (f' to {highest:.4g}' if highest > lowest else '')
+            print_log(
+                f'layer-wise decay -- layer {depth}: {len(rates)} parameters at lr {span}, '
+                f'factor {scale:.4g}',
+                logger='current',
+            )

@@ -58,6 +58,22 @@ def test_rates_fall_by_the_factor_from_the_head_to_the_stem():
     assert groups['backbone.stem.conv.weight']['lr'] == 0.5 ** (NUM_BLOCKS + 1)
 
 
+def test_the_log_tells_the_rate_of_every_layer(monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        'contnet_mm.layer_decay.print_log', lambda message, logger: lines.append((message, logger))
+    )
+    model = Detector(ConTNet(dict(THIN_ARCH)))
+    groups_by_name(model, layer_decay_rate=0.5, custom_keys={'stages.3.1.conv.': dict(lr_mult=2.0)})
+    assert len(lines) == NUM_BLOCKS + 2 and {logger for _, logger in lines} == {'current'}
+    stem = [name for name, _ in model.named_parameters() if 'stem' in name]
+    factor = f'{0.5 ** (NUM_BLOCKS + 1):.4g}'
+    start = 'layer-wise decay -- layer'
+    assert lines[0][0] == f'{start} 0: {len(stem)} parameters at lr {factor}, factor {factor}'
+    assert lines[-2][0].endswith(' parameters at lr 0.5 to 1, factor 0.5')
+    assert lines[-1][0] == f'{start} {NUM_BLOCKS + 1}: 2 parameters at lr 1, factor 1'
+
+
 def test_other_rules_of_mmengine_hold_beside_the_decay():
     model = Detector(ConTNet(dict(THIN_ARCH), frozen_stages=0))
     groups = groups_by_name(
