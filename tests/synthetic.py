@@ -1,7 +1,6 @@
 """Small random batches for any config of the three task libraries, as their data loaders give."""
 
 import importlib
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -21,8 +20,9 @@ def build_model(config):
     """Build the model of a config without its pretrained weights; return it."""
     register(config.default_scope)
     model = config.model
-    with suppress(AttributeError):
-        model.backbone.init_cfg = None
+    model.backbone.init_cfg = None
+    if model.get('head', {}).get('init_cfg'):
+        model.head.pop('init_cfg')
     if 'pretrained' in model:
         model.pretrained = None
     if 'data_preprocessor' in config:

@@ -1,6 +1,8 @@
 """Every config parses from an unrelated folder, fits together, trains and predicts."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,19 @@ def test_names_are_unique():
     assert len(set(NAMES)) == len(NAMES) > 0
 
 
+def test_each_parses_in_a_process_that_has_imported_nothing_else(tmp_path):
+    code = (
+        'import sys\nfrom mmengine.config import Config\n'
+        'for path in sys.argv[1:]:\n'
+        "    sys.modules.pop('contnet_mm', None)\n"
+        '    config = Config.fromfile(path)\n'
+        "    assert ('contnet_mm' in sys.modules) == ('contnet' in path.rpartition('/')[2]), path\n"
+    )
+    command = [sys.executable, '-c', code, *map(str, PATHS)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_it_imports_the_package_and_names_the_weights_of_its_arch(contnet_config):
     path, config = contnet_config
     assert config.custom_imports.imports == ['contnet_mm']
@@ -70,7 +85,9 @@ def test_it_imports_the_package_and_names_the_weights_of_its_arch(contnet_config
     from_scratch = is_demo(path) or path.parent.name == 'contnet'
     if from_scratch and '-ft-' not in path.stem:
         assert backbone.get('init_cfg') is None
-    elif config.load_from is None:
+    elif config.load_from:
+        assert backbone.init_cfg is None
+    else:
         expected = dict(type='Pretrained', checkpoint=f'checkpoints/contnet-{letter}_in1k.pth')
         assert backbone.init_cfg == expected
 
@@ -117,12 +134,54 @@ def test_the_base_batch_is_that_of_the_learning_rate(path, config):
     assert not config.auto_scale_lr.get('enable', False)
 
 
-def test_schedules_end_with_the_training(config):
+# Learning rates that belong to the base batch, by the start of a name and by optimizer.
+RATES = {
+    ('retinanet', 'SGD'): 0.01,
+    ('fcos', 'SGD'): 0.01,
+    ('faster-rcnn', 'SGD'): 0.02,
+    ('mask-rcnn', 'SGD'): 0.02,
+    ('pspnet', 'SGD'): 0.01,
+    ('contnet', 'SGD'): 0.1,
+    ('retinanet', 'AdamW'): 1e-4,
+    ('faster-rcnn', 'AdamW'): 1e-4,
+    ('mask-rcnn', 'AdamW'): 1e-4,
+    ('contnet', 'AdamW'): 5e-4,
+}
+
+
+def test_the_learning_rate_is_that_of_the_base_batch(path, config):
+    optimizer = config.optim_wrapper.optimizer
+    family = path.stem.partition('_')[0]
+    family = 'contnet' if family.startswith('contnet') else family
+    if is_demo(path):
+        expected = 1e-3 if family == 'pspnet' else 2e-3
+    elif '-ft-' in path.stem:
+        expected = 1e-4
+    elif 'layer-decay' in path.stem:
+        expected = 2e-4
+    elif family == 'mask-rcnn' and 'cityscapes' in path.stem:
+        expected = 0.01  # for 8 images, and 0.02 for COCO's 16
+    elif family == 'pspnet' and '1xb4' in path.stem:
+        expected = 0.005  # half the batch
+    else:
+        expected = RATES[family, optimizer.type]
+    assert optimizer.lr == expected
+
+
+def test_schedules_join_and_end_with_the_training(config):
     cfg = config.train_cfg
     end = cfg.get('max_epochs') or cfg.max_iters
     schedulers = config.param_scheduler
-    last = schedulers[-1] if isinstance(schedulers, list) else schedulers
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    last = schedulers[-1]
     assert last.get('end', end) == end
+    for scheduler in schedulers:
+        assert all(milestone < end for milestone in scheduler.get('milestones', []))
+        if 'T_max' in scheduler:
+            assert scheduler.T_max == scheduler.end - scheduler.begin
+    # Cosine and polynomial begin where the warm-up ends, or with it and by another count.
+    if len(schedulers) == 2 and schedulers[0].get('by_epoch') == last.get('by_epoch'):
+        assert last.begin == schedulers[0].end
 
 
 @pytest.fixture(scope='module', params=PATHS, ids=NAMES)
@@ -158,6 +217,8 @@ def test_channels_and_strides_fit_the_backbone(built):
         assert len(levels) == model.neck.num_outs
         if 'roi_head' in config.model:
             assert model.roi_head.bbox_roi_extractor.featmap_strides == used
+            if model.with_mask:
+                assert model.roi_head.mask_roi_extractor.featmap_strides == used
     assert len(set(values(config.model, 'num_classes'))) == 1
 
 
@@ -172,6 +233,24 @@ def test_the_optimizer_gets_each_trainable_parameter_once(built):
     assert set(trainable) <= set(given)
 
 
+def test_decay_of_weights_and_of_rates_is_as_the_name_says(built):
+    config, model = built
+    cfg = config.optim_wrapper
+    if cfg.optimizer.type != 'AdamW' or 'paramwise_cfg' not in cfg:
+        pytest.skip('one group for all parameters')
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = build_optim_wrapper(model, {'type': 'OptimWrapper', **cfg}).optimizer.param_groups
+    groups = {names[id(group['params'][0])]: group for group in groups}
+    spared = [name for name, group in groups.items() if group['weight_decay'] == 0]
+    assert any('.position.' in name for name in spared) and any('.norm' in name for name in spared)
+    assert all('.position.' in name or 'norm' in name or '.bn' in name for name in spared)
+    block = model.backbone.stages[-1][-1].encoders[0]
+    deep = groups[names[id(block.attn.qkv.weight)]]
+    stem = groups['backbone.stem.conv.weight']
+    decayed = 0.8**8 if 'layer-decay' in config.filename else 1.0  # eight blocks in ConT-M
+    assert stem['lr'] == pytest.approx(deep['lr'] * decayed)
+
+
 def test_a_step_reaches_every_parameter_and_predictions_come_out(built):
     config, model = built
     num_classes = next(values(config.model, 'num_classes'))
@@ -184,6 +263,7 @@ def test_a_step_reaches_every_parameter_and_predictions_come_out(built):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+            assert parameter.grad.any() or not name.startswith('backbone.'), name
     model.eval()
     with torch.no_grad():
         packed = model.data_preprocessor(make_batch(config, num_classes), False)

@@ -6,7 +6,7 @@ weights = 'checkpoints/contnet-m_in1k.pth'
 # next one's rate, eight blocks in ConT-M.
 model = dict(
     backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=weights)),
-    head=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint=weights, prefix='head.')),
+    head=dict(init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='head.')),
 )
 
 train_pipeline = [

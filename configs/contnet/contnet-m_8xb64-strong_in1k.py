@@ -2,8 +2,8 @@ _base_ = './contnet-m_8xb32_in1k.py'
 
 # The strong recipe of the official training script. Two things that it does stand in no table of
 # the paper: it mixes by CutMix as well as by mixup, and its list of parameters to be spared weight
-# decay matches no name, so that all decay, as they do here. Clipping is ours; what the recipe leaves
-# open (RandAugment's policies, bicubic resizing) is as in MMPretrain's DeiT.
+# decay matches no name, so that all decay, as they do here. Clipping is ours; what the recipe does
+# not fix (RandAugment's policies, bicubic resizing) is as in MMPretrain's DeiT.
 model = dict(
     head=dict(
         loss=dict(_delete_=True, type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
