@@ -40,7 +40,7 @@ def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) 
         raise FileNotFoundError(_missing_file(checkpoint)) from error
     state_dict = find_backbone(content, checkpoint, prefix)
     kind = 'official' if is_official(state_dict) else 'ours'
-    _check_avg_down(prove_avg_down(content, state_dict), kind, net.avg_down, checkpoint)
+    check_avg_down(content, state_dict, net.avg_down, checkpoint)
     if kind == 'official':
         state_dict = convert_official(state_dict)
     state_dict, resized = resize_positions(state_dict, net.state_dict())
@@ -237,12 +237,26 @@ def prove_avg_down(content: object, state_dict: Mapping[str, Tensor]) -> str | N
     return key or ('the note in its meta' if noted else None)
 
 
-def _check_avg_down(proof: str | None, kind: str, avg_down: bool, checkpoint: str) -> None:
+def check_avg_down(
+    content: object, state_dict: Mapping[str, Tensor], avg_down: bool, checkpoint: str
+) -> None:
+    """Check a backbone's ``avg_down`` against the file; a log line says where that cannot be.
+
+    Args:
+        content: What the file held.
+        state_dict: The backbone's tensors in it.
+        avg_down: As the backbone was built.
+        checkpoint: Name of the file, for errors.
+
+    Raises:
+        ValueError: If the file proves that it is wrong.
+    """
+    proof = prove_avg_down(content, state_dict)
     if proof and not avg_down:
         raise ValueError(
             f'{checkpoint} was trained with avg_down=True, as {proof} shows; set avg_down=True'
         )
-    if avg_down and not proof and kind == 'official':
+    if avg_down and not proof and is_official(state_dict):
         _log(
             f'{checkpoint}: its keys do not tell whether it was trained with '
             'avg_down=True; loaded as told'
@@ -253,9 +267,8 @@ def _missing_file(checkpoint: str) -> str:
     return (
         f'checkpoint {checkpoint} does not exist (relative to {Path.cwd()}). There is no address '
         'to fetch it from: download the official file by hand from its authors and run '
-        f'`python tools/convert_checkpoint.py <download> {checkpoint}` (in a checkout), or '
-        f'`mim run contnet_mm convert_checkpoint <download> {checkpoint}` (with contnet_mm '
-        'installed), or name the download itself as checkpoint: it is read as released. '
+        f'`python -m contnet_mm convert_checkpoint <download> {checkpoint} --classifier`, '
+        'or name the download itself as checkpoint: it is read as released. '
         'To train without it set init_cfg=None and freeze nothing (frozen_stages=-1, '
         'norm_eval=False)'
     )

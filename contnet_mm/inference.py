@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import copy
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,12 +11,15 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
-from torch import Tensor, nn
+from torch import nn
 
+from contnet_mm.checkpoint import NUM_LISTED, check_avg_down, find_tensors
+from contnet_mm.contnet import ConTNet
 from contnet_mm.safe_load import read_checkpoint
-from contnet_mm.task_config import read_config
+from contnet_mm.safe_save import write_file
+from contnet_mm.task_config import datasets_of, read_config
 
-NUM_LISTED = 5  # classes of a classifier, or keys in an error
+NUM_CLASSES = 5  # that are named of a classifier
 SUFFIXES = ('.png', '.jpg', '.jpeg')
 
 
@@ -75,16 +77,16 @@ def write_picture(picture: np.ndarray, path: str | Path) -> None:
     """Write a picture, RGB, [H, W, 3], wholly or not at all.
 
     Raises:
+        OSError: If it cannot be written there.
         ValueError: If the name ends like no picture.
     """
-    import mmcv
+    import cv2
 
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
         raise ValueError(f'{path} must end in one of {", ".join(SUFFIXES)}')
-    unfinished = path.with_name(f'.{path.stem}.unfinished{path.suffix}')
-    mmcv.imwrite(picture[..., ::-1], str(unfinished))  # makes the folder as well
-    os.replace(unfinished, path)
+    _, encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]))
+    write_file(path, encoded.tobytes())
 
 
 def load_inferencer(config: Config, checkpoint: str | Path, device: str | None = None) -> object:
@@ -104,15 +106,20 @@ def load_inferencer(config: Config, checkpoint: str | Path, device: str | None =
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
-        ValueError: If it is refused, holds no weights, or does not cover the model; or if nothing
-            names the classes.
+        ValueError: If it is refused, holds no weights, or does not cover the model; if the config
+            has no test data, or nothing names the classes; or if the device cannot be used.
     """
-    state_dict, meta = _read_weights(checkpoint)
-    meta = {**_dataset_meta(config), **meta}
+    device = _check_device(device)
+    content = read_checkpoint(checkpoint)
+    config = copy.deepcopy(config)
+    datasets = datasets_of(config, 'test')
+    if not datasets:
+        raise ValueError('the config has no test data, whose pipeline is to prepare images')
+    config.test_dataloader.dataset = datasets[0]  # inferencers look into no wrapper
+    meta = {**_dataset_meta(config, datasets[0]), **_file_meta(content)}
     scope = config.default_scope
     if scope != 'mmpretrain' and not meta.get('classes'):
         raise ValueError(f'neither {checkpoint} nor the test data of the config name the classes')
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     with warnings.catch_warnings():
         # The first two are true, but about to change; nothing here needs a visualizer's back end.
         warnings.filterwarnings(
@@ -139,51 +146,71 @@ def load_inferencer(config: Config, checkpoint: str | Path, device: str | None =
             init_default_scope(scope)  # the others do so themselves
             inferencer = ImageClassificationInferencer(config, pretrained=False, device=device)
             inferencer.classes = meta.get('classes')
-    _load_weights(inferencer.model, state_dict, checkpoint)
+    _load_weights(inferencer.model, content, checkpoint)
     return inferencer
 
 
-def _read_weights(checkpoint: str | Path) -> tuple[Mapping[str, Tensor], dict]:
-    """Read the state dict of a model, and what the file says of its data set."""
-    content = read_checkpoint(checkpoint)
-    state_dict = content.get('state_dict', content) if isinstance(content, Mapping) else None
-    if not isinstance(state_dict, Mapping) or not any(
-        isinstance(value, Tensor) for value in state_dict.values()
-    ):
-        raise ValueError(f'{checkpoint} holds no state dict; give a checkpoint of the whole model')
-    said = content.get('meta') or {}
-    meta = said.get('dataset_meta') or {'classes': said.get('CLASSES')}  # the latter: OpenMMLab 1
-    return state_dict, {key.lower(): value for key, value in meta.items() if value is not None}
+def _check_device(device: str | None) -> str:
+    """Return the device to compute on, after a try."""
+    if device is None:
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.empty(1, device=device)
+    except Exception as error:  # AssertionError, RuntimeError and more, by kind of device
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f'device {device!r} cannot be used: {reason}') from error
+    return device
 
 
-def _dataset_meta(config: Config) -> dict:
+def _dataset_meta(config: Config, dataset: Mapping) -> dict:
     """Return class names and colours of the config's test data, if it tells."""
-    dataset = config.test_dataloader.dataset
-    with DATASETS.switch_scope_and_registry(config.default_scope) as registry:
-        meta = dict(getattr(registry.get(dataset.type), 'METAINFO', {}))
+    kind = dataset['type']
+    if not isinstance(kind, type):
+        with DATASETS.switch_scope_and_registry(config.default_scope) as registry:
+            kind = registry.get(kind)
+    meta = dict(getattr(kind, 'METAINFO', {}))
     given = dataset.get('metainfo')
     meta.update(given if isinstance(given, Mapping) else {})
     if dataset.get('classes'):  # MMPretrain's CustomDataset
-        meta['classes'] = dataset.classes
+        meta['classes'] = dataset['classes']
     return meta
 
 
-def _load_weights(
-    model: nn.Module, state_dict: Mapping[str, Tensor], checkpoint: str | Path
-) -> None:
-    state_dict = OrderedDict(
-        (key.removeprefix('module.'), value) for key, value in state_dict.items()
-    )
+def _file_meta(content: object) -> dict:
+    """Return what a checkpoint says of its data set."""
+    said = content.get('meta') if isinstance(content, Mapping) else None
+    if not isinstance(said, Mapping):
+        return {}
+    meta = said.get('dataset_meta') or {'classes': said.get('CLASSES')}  # the latter: OpenMMLab 1
+    if not isinstance(meta, Mapping):
+        return {}
+    return {str(key).lower(): value for key, value in meta.items() if value is not None}
+
+
+def _load_weights(model: nn.Module, content: object, checkpoint: str | Path) -> None:
+    state_dict = find_tensors(content, str(checkpoint))
+    if not state_dict:
+        raise ValueError(f'{checkpoint} holds no state dict; give a checkpoint of the whole model')
+    for net in model.modules():
+        if isinstance(net, ConTNet):
+            check_avg_down(content, state_dict, net.avg_down, str(checkpoint))
     try:
-        missing = model.load_state_dict(state_dict, strict=False).missing_keys
+        missing, unexpected = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1 : NUM_LISTED + 1]]
         raise ValueError(f'{checkpoint} does not fit the config: {" ".join(reasons)}') from error
+    surplus = (
+        f'{len(unexpected)} of its {len(state_dict)} tensors have no place in the model, the '
+        f'first ones {", ".join(unexpected[:NUM_LISTED])}'
+    )
     if missing:
         raise ValueError(
             f'{checkpoint} does not fit the config: it lacks {len(missing)} of '
             f'{len(model.state_dict())} tensors, the first ones {", ".join(missing[:NUM_LISTED])}'
+            + (f'; {surplus}' if unexpected else '')
         )
+    if unexpected:
+        warnings.warn(f'{checkpoint} may belong to another config: {surplus}', stacklevel=3)
 
 
 def _detect(
@@ -223,7 +250,7 @@ def _classify(
     picture = UniversalVisualizer().visualize_cls(
         np.ascontiguousarray(pixels), sample, classes=classes, draw_gt=False
     )
-    scores, labels = sample.pred_score.topk(min(NUM_LISTED, len(sample.pred_score)))
+    scores, labels = sample.pred_score.topk(min(NUM_CLASSES, len(sample.pred_score)))
     named = [classes[i] if classes else f'class {i}' for i in labels.tolist()]
     lines = [f'{n} {score:.3f}' for n, score in zip(named, scores.tolist(), strict=True)]
     return picture, lines

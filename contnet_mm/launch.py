@@ -11,56 +11,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmengine.config import Config
-
-LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
-CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')  # what MMEngine reads
-
-
-def resources() -> Path:
-    """Return the folder that holds ``configs`` and ``tools``.
-
-    It is ``.mim`` in the package where a wheel was installed, else the checkout.
-
-    Raises:
-        ValueError: If there is neither.
-    """
-    package = Path(__file__).resolve().parent
-    for folder in (package / '.mim', package.parent):
-        if (folder / 'configs').is_dir() and (folder / 'tools').is_dir():
-            return folder
-    raise ValueError(
-        f'{package} comes without configs and tools; install contnet_mm from its wheel or checkout'
-    )
-
-
-def find_config(name: str, folder: Path | None = None) -> str:
-    """Return the path of a config.
-
-    Args:
-        name: A file, which is returned as it is; or the name of a config of ours, with as many of
-            its folders as it takes to tell it from others: ``x.py``, ``demo/x.py``.
-        folder: Where our configs are. Default: where they were installed.
-
-    Raises:
-        ValueError: If it is no file and names none, or more than one, of our configs.
-    """
-    if Path(name).is_file():
-        return name
-    folder = folder or resources() / 'configs'
-    ours = {path.relative_to(folder.parent): path for path in sorted(folder.rglob('*.py'))}
-    wanted = Path(name).parts
-    found = [path for path in ours if path.parts[-len(wanted) :] == wanted]
-    if len(found) == 1:
-        return str(ours[found[0]])
-    if found:
-        raise ValueError(
-            f'{name} is no file, and the name of {len(found)} configs; write one of them: '
-            + ', '.join(path.as_posix() for path in found)
-        )
-    close = get_close_matches(Path(name).name, [path.name for path in ours])
-    hint = f'did you mean {" or ".join(close)}?' if close else f'see {folder}'
-    raise ValueError(f'{name} is neither a file nor the name of a config in contnet_mm; {hint}')
+from contnet_mm.task_config import CONFIG_SUFFIXES, LIBRARIES, find_config, read_config
 
 
 def library_of(config: str) -> str:
@@ -70,19 +21,8 @@ def library_of(config: str) -> str:
         ValueError: If it has none, or another one than ``LIBRARIES``, or if a base of it belongs
             to a library that MMEngine does not find.
     """
-    try:
-        # What the config imports is left to the library's script, which reads it again.
-        scope = Config.fromfile(config, import_custom_modules=False).get('default_scope')
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f'{config} has bases of a library that is not found: {error}. Beside the maintained '
-            'fork that would overwrite its files: `python -m contnet_mm doctor` names the command'
-        ) from error
-    if scope not in LIBRARIES:
-        raise ValueError(
-            f'{config} has default_scope {scope!r}; it must be one of {", ".join(LIBRARIES)}'
-        )
-    return scope
+    # What the config imports is left to the library's script, which reads it again.
+    return read_config(config, import_custom_modules=False).default_scope
 
 
 def library_script(library: str, name: str) -> Path:

@@ -18,7 +18,9 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
     relative = any(key.endswith('attn.position.table') for key in state_dict)
     return {
         'base_channels': None if stem is None or not stem.dim() else stem.shape[0],
-        'depths': [sum(b.startswith(f'stages.{stage}.') for b in blocks) for stage in range(4)],
+        'depths': [
+            sum(b.startswith(f'stages.{stage}.') for b in blocks) for stage in range(NUM_STAGES)
+        ],
         'position': 'relative' if relative else 'absolute',
         'deep_stem': 'stem.conv.weight' not in state_dict,
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from contnet_mm.safe_load import read_checkpoint
 from contnet_mm.safe_save import SUFFIXES, encode_checkpoint, write_file
+from contnet_mm.task_config import CONFIG_SUFFIXES
 
 # The text of the config stays out: it holds paths of the machine that trained.
 KEPT_META = (
@@ -34,14 +35,14 @@ def publish_checkpoint(
 ) -> tuple[Path, list[str]]:
     """Write the weights of a training's checkpoint as ``{prefix}_{YYYYMMDD}-{hash}{suffix}``.
 
-    The hash is the start of the SHA-256 of the file. Equal weights give equal bytes with one
-    version of torch. Optimizer, schedulers, log history and the text of the config stay out; so do
-    raw weights beside averaged ones, since the Runner tests the averaged.
+    The hash is the start of the SHA-256 of the file. Equal weights and meta give equal bytes with
+    one version of torch. Optimizer, schedulers, log history and the text of the config stay out; so
+    do raw weights beside averaged ones, since the Runner tests the averaged.
 
     Args:
         source: A checkpoint that MMEngine's Runner saved.
-        prefix: Folder and name of the new file, or a config (``.py``) whose name it gets, beside
-            ``source``.
+        prefix: Folder and name of the new file, or a config (a name in one of
+            ``CONFIG_SUFFIXES``) whose name it gets, beside ``source``.
         suffix: ``'.pth'`` or ``'.safetensors'``.
         day: Day in the name; today by default.
 
@@ -136,7 +137,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _read_prefix(source: Path, prefix: Path) -> Path:
-    if prefix.suffix == '.py':
+    if prefix.suffix in CONFIG_SUFFIXES:
         prefix = source.expanduser().parent / prefix.stem
     elif prefix.suffix in SUFFIXES:
         prefix = prefix.with_suffix('')

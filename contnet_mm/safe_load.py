@@ -10,7 +10,7 @@ import re
 import tarfile
 import zipfile
 from collections import OrderedDict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,10 +126,19 @@ def _refuse_other_formats(file: Path, path: str | Path) -> None:
     # torch before 2.6 hands both to loaders that run what is in them.
     if tarfile.is_tarfile(file):
         raise ValueError(f'{path} is refused: it is a tar archive; save it with a newer torch')
+    if any(name.endswith('constants.pkl') for name in _names_in_zip(file)):
+        raise ValueError(f'{path} is refused: it is a TorchScript program; save weights')
+
+
+def _names_in_zip(file: Path) -> list[str]:
+    """List what Python's reader and torch's own, which decides, see: one may see what is hidden."""
+    names: list[str] = []
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
-            if any(name.endswith('constants.pkl') for name in archive.namelist()):
-                raise ValueError(f'{path} is refused: it is a TorchScript program; save weights')
+            names += archive.namelist()
+    with suppress(RuntimeError):  # none for torch either
+        names += torch._C.PyTorchFileReader(str(file)).get_all_records()
+    return names
 
 
 def _reason(error: Exception) -> str:

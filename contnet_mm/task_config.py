@@ -1,30 +1,128 @@
-"""Reading a config of one of the three libraries, by path or by name."""
+"""Finding and reading a config of one of the three libraries, by path or by name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mmengine.config import Config
 
-from contnet_mm.launch import LIBRARIES, find_config
+from contnet_mm.doctor import LIBRARIES
+
+CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')  # what MMEngine reads
 
 
-def read_config(name: str | Path) -> Config:
-    """Read a config by its path, by the name of one of ours, or as ``mmdet::fcos/<file>.py``.
+def resources() -> Path:
+    """Return the folder that holds ``configs`` and ``tools``.
+
+    It is ``.mim`` in the package where a wheel was installed, else the checkout.
 
     Raises:
-        ValueError: If there is no such config, or if its default scope is none of the libraries.
+        ValueError: If there is neither.
     """
-    if '::' in str(name):
-        try:
-            config = Config.fromstring(f'_base_ = {str(name)!r}', '.py')
-        except Exception as error:  # each way to miss it has an error of its own in MMEngine
-            raise ValueError(f'{name} is no config of an installed library: {error}') from error
-    else:
-        config = Config.fromfile(find_config(str(name)))
+    package = Path(__file__).resolve().parent
+    for folder in (package / '.mim', package.parent):
+        if (folder / 'configs').is_dir() and (folder / 'tools').is_dir():
+            return folder
+    raise ValueError(
+        f'{package} comes without configs and tools; install contnet_mm from its wheel or checkout'
+    )
+
+
+def find_config(name: str, folder: Path | None = None) -> str:
+    """Return the path of a config.
+
+    Args:
+        name: A file, which is returned as it is; or the name of a config of ours, with as many of
+            its folders as it takes to tell it from others: ``x.py``, ``demo/x.py``.
+        folder: Where our configs are. Default: where they were installed.
+
+    Raises:
+        ValueError: If it is no file and names none, or more than one, of our configs.
+    """
+    if Path(name).is_file():
+        return name
+    folder = folder or resources() / 'configs'
+    ours = {path.relative_to(folder.parent): path for path in sorted(folder.rglob('*.py'))}
+    wanted = Path(name).parts
+    found = [path for path in ours if path.parts[-len(wanted) :] == wanted]
+    if len(found) == 1:
+        return str(ours[found[0]])
+    if found:
+        raise ValueError(
+            f'{name} is no file, and the name of {len(found)} configs; write one of them: '
+            + ', '.join(path.as_posix() for path in found)
+        )
+    close = get_close_matches(Path(name).name, [path.name for path in ours])
+    hint = f'did you mean {" or ".join(close)}?' if close else f'see {folder}'
+    raise ValueError(f'{name} is neither a file nor the name of a config in contnet_mm; {hint}')
+
+
+def read_config(name: str | Path, import_custom_modules: bool = True) -> Config:
+    """Read a config by its path, by the name of one of ours, or as ``mmdet::fcos/<file>.py``.
+
+    Args:
+        name: The path or name.
+        import_custom_modules: Whether to import what its ``custom_imports`` name.
+
+    Raises:
+        ValueError: If there is no such config, if its default scope is none of the libraries, or
+            if it or a base of it belongs to a library that MMEngine does not find.
+    """
+    try:
+        if '::' in str(name):
+            config = _read_of_library(str(name), import_custom_modules)
+        else:
+            config = Config.fromfile(
+                find_config(str(name)), import_custom_modules=import_custom_modules
+            )
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'{name} needs a library that is not found: {error}. Beside the maintained fork that '
+            'would overwrite its files: `python -m contnet_mm doctor` names the command'
+        ) from error
     if config.get('default_scope') not in LIBRARIES:
         raise ValueError(
             f'default_scope of {name} is {config.get("default_scope")!r}; '
             f'it must be one of {", ".join(LIBRARIES)}'
         )
     return config
+
+
+def _read_of_library(name: str, import_custom_modules: bool) -> Config:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / 'config.py'
+        path.write_text(f'_base_ = {name!r}\n', encoding='utf-8')
+        try:
+            return Config.fromfile(path, import_custom_modules=import_custom_modules)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # each way to miss it has an error of its own in MMEngine
+            raise ValueError(f'{name} is no config of an installed library: {error}') from error
+
+
+def datasets_of(config: Config, split: str) -> list[dict]:
+    """Return what a config says of the data sets of a split.
+
+    Args:
+        config: Of any of the libraries.
+        split: ``'train'``, ``'val'`` or ``'test'``.
+
+    Returns:
+        The data sets, those inside RepeatDataset, ConcatDataset and their like; none where the
+        config has no such data loader.
+    """
+    loader = config.get(f'{split}_dataloader') or {}
+    return [*_unwrap(loader.get('dataset'))]
+
+
+def _unwrap(dataset: dict | None) -> Iterator[dict]:
+    if not dataset:
+        return
+    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
+    if not inner:
+        yield dataset
+    for other in inner:
+        yield from _unwrap(other)

@@ -1,6 +1,7 @@
 """The data set check: nothing is said of good data, and every kind of damage is named."""
 
 import json
+import re
 import runpy
 import shlex
 import shutil
@@ -22,13 +23,19 @@ pytest.importorskip('cityscapesscripts')
 from contnet_mm.check_dataset import (
     ClassificationPart,
     DetectionPart,
+    SegmentationPart,
     check_parts,
     files,
     parts_of_config,
     parts_of_folder,
 )
 from contnet_mm.check_dataset.library import library_classes
-from contnet_mm.check_dataset.mending import Mending, cityscapes_mending, demo_mending
+from contnet_mm.check_dataset.mending import (
+    Mending,
+    cityscapes_mending,
+    coco_mending,
+    demo_mending,
+)
 from contnet_mm.demo import DemoOptions, make_demo_data
 
 ROOT = Path(__file__).parents[1]
@@ -520,6 +527,19 @@ def test_damage_to_a_list_of_labels_is_found(tmp_path, listed, expected):
     assert {finding.check for finding in faults([part])} == expected
 
 
+def test_a_list_that_is_not_utf_8_is_a_finding_that_names_it(tmp_path):
+    path = tmp_path / 'list.txt'
+    path.write_bytes('Müll.JPEG 0\n'.encode('latin-1'))
+    parts = [
+        ClassificationPart('train', tmp_path, MENDING, path),
+        SegmentationPart('train', tmp_path, tmp_path, 3, MENDING, ann_file=path),
+    ]
+    for finding in faults(parts):
+        assert (finding.check, finding.mend) == ('list', 'mend annotations')
+        assert 'is not UTF-8' in finding.what and str(path) in finding.examples[0]
+    assert len(faults(parts)) == 2
+
+
 def test_a_list_for_flat_images_beside_folders_is_put_away(tmp_path):
     root = tmp_path / 'it is'
     imagenet(root)
@@ -584,7 +604,20 @@ def test_published_data_is_expected_under_its_names_and_counts(tmp_path):
     }
     assert [len(parts_of_folder('coco', tmp_path)[0].classes)] == [80]
     findings = faults(parts_of_folder('coco', tmp_path))
-    assert 'unzip -qo train2017.zip -d ' + str(tmp_path) in [finding.mend for finding in findings]
+    command = f'unzip -qo {tmp_path}/train2017.zip -d {tmp_path}'
+    assert command in [finding.mend for finding in findings]
+
+
+def test_the_page_on_data_unpacks_what_the_check_says():
+    page = (ROOT / 'docs' / 'data.md').read_text()
+    loops = re.findall(r'^for name in .* unzip .*; done$', page, re.MULTILINE)
+    script = '\n'.join(['unzip() { echo unzip "$@"; }', *loops])
+    result = subprocess.run(['bash', '-c', script], check=True, capture_output=True, text=True)
+    coco = [coco_mending(Path('data/coco'), name) for name in ('train2017', 'val2017')]
+    cityscapes = cityscapes_mending(Path('data/cityscapes'))
+    commands = [coco[0].images, coco[1].images, coco[0].annotations]
+    assert result.stdout.splitlines() == [*commands, cityscapes.images, cityscapes.ground_truth]
+    assert f'\n{cityscapes.labels}\n' in page and f'mend: {commands[0]}\n' in page
 
 
 def test_a_wrong_number_of_published_images_is_found(demo):
@@ -617,10 +650,11 @@ def test_the_command_for_labels_makes_them(demo):
 def test_the_command_for_the_demo_makes_it_with_its_settings(demo):
     settings = json.loads((demo / 'settings.json').read_text())
     command = demo_mending(demo, settings).images
-    arguments = shlex.split(command.split('make_demo_data.py ')[1])
+    start, arguments = command.split(' make_demo_data ')
+    assert start == 'python -m contnet_mm'
     parse = runpy.run_path(str(ROOT / 'tools/make_demo_data.py'))['make_parser']().parse_args
-    args = parse(arguments)
-    assert args.out == demo
+    args = parse(shlex.split(arguments))
+    assert args.out == demo and args.overwrite
     assert (
         DemoOptions(
             num_train=args.num_train,
@@ -758,7 +792,7 @@ def test_the_script_names_damage_and_its_mending(demo, monkeypatch, capsys):
     status, output = run(monkeypatch, capsys, 'coco', demo / 'coco')
     assert status == 1 and '1 to mend' in output
     assert 'missing-image (6): listed images are missing' in output and 'and 3 more' in output
-    assert 'mend: rm -r' in output
+    assert 'mend: python -m contnet_mm make_demo_data' in output
 
 
 def test_the_script_takes_a_config_with_options(demo, tmp_path, monkeypatch, capsys):
@@ -776,8 +810,11 @@ def test_the_script_takes_a_config_with_options(demo, tmp_path, monkeypatch, cap
         (['coco'], 'ROOT'),
         (['voc', 'x'], 'voc'),
         (['coco', 'nowhere'], 'nowhere is no folder'),
-        (['--config', 'nowhere.py'], 'nowhere.py is no config'),
-        (['--config', str(SCRIPT)], 'has none of'),
+        (['--config', 'nowhere.py'], 'nowhere.py is neither a file'),
+        (['--config', str(SCRIPT)], 'must be one of mmdet'),
+        (['--config', 'mmdet::x.py'], 'mmdet::x.py is no config'),
+        (['--config', 'mmdet::_base_/default_runtime.py'], 'has none of'),
+        (['--config', 'retinanet_contnet-ti_fpn_dem.py'], 'did you mean retinanet_contnet-ti'),
         (['coco', '.', '--config', 'a.py'], 'not both'),
     ],
 )

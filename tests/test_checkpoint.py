@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import tarfile
+import zipfile
 
 import pytest
 import torch
@@ -327,8 +328,8 @@ def test_a_missing_file_says_where_it_comes_from_and_how_to_do_without(thin_arch
         net.init_weights()
     for words in (
         'checkpoints/contnet-m_in1k.pth',
-        'convert_checkpoint.py <download> checkpoints/contnet-m_in1k.pth',
-        'mim run contnet_mm convert_checkpoint <download>',
+        '`python -m contnet_mm convert_checkpoint <download> checkpoints/contnet-m_in1k.pth '
+        '--classifier`',
         'read as released',
         'init_cfg=None',
         'frozen_stages=-1',
@@ -396,6 +397,13 @@ def write_program(path, official):
     torch.jit.save(torch.jit.script(nn.Linear(1, 1)), path)
 
 
+def write_hidden_program(path, official):
+    write_program(path, official)
+    with path.open('ab') as stream:  # Python takes it for no archive then, torch still does
+        stream.write(b'PK\5\6')
+    assert not zipfile.is_zipfile(path)
+
+
 class ReachesOut:
     def __reduce__(self):
         return getattr, (HistoryBuffer, '__subclasses__')
@@ -428,6 +436,7 @@ def write_resnet(path, official):
         (write_folder, r'a folder'),
         (write_tar, r'refused.*tar archive'),
         (write_program, r'refused.*TorchScript'),
+        (write_hidden_program, r'refused.*TorchScript'),
         (write_list, 'a list, not a state dict'),
         (write_resnet, r'no ConTNet.*backbone\.layer1'),
     ],

@@ -312,6 +312,16 @@ def test_other_settings_are_refused_until_overwrite(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['data']
 
 
+def test_overwrite_makes_a_damaged_data_set_of_the_same_settings_again(tmp_path):
+    out = tmp_path / 'data'
+    make_demo_data(out, DemoOptions(**SMALL))
+    image = min((out / 'coco' / 'train').iterdir())
+    good = image.read_bytes()
+    image.write_bytes(b'')
+    assert make_demo_data(out, DemoOptions(**SMALL), overwrite=True)
+    assert image.read_bytes() == good
+
+
 def test_foreign_folder_is_never_replaced(tmp_path):
     (tmp_path / 'precious.txt').write_text('keep')
     with pytest.raises(ValueError, match='no demo data set'):

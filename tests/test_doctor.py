@@ -311,6 +311,14 @@ BROKEN = {
         'warning contnet_mm',
         f'--no-deps -e {ROOT}',
     ),
+    'wheel half removed': (
+        replace(
+            without(FORK, 'contnet_mm', files=False),
+            tools='/env/site-packages/contnet_mm/.mim/tools',
+        ),
+        'warning contnet_mm',
+        'python -m pip install --no-deps contnet_mm-*.whl',
+    ),
 }
 
 

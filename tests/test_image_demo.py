@@ -169,8 +169,9 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(image, tmp_path):
     ('change', 'message'),
     [
         (lambda state: {'epoch': 1}, 'holds no state dict'),
-        (lambda state: list(state), 'holds no state dict'),
+        (lambda state: list(state), 'holds a list, not a state dict'),
         (lambda state: {'backbone.x': torch.ones(1)}, r'lacks \d+ of \d+ tensors, .* backbone\.'),
+        (lambda state: {'fc.x': torch.ones(1)}, '; 1 of its 1 tensors have no place .* fc.x'),
         (lambda state: {**state, 'head.fc.bias': torch.ones(7)}, 'size mismatch for head.fc.bias'),
     ],
 )
@@ -184,9 +185,42 @@ def test_a_checkpoint_that_does_not_cover_the_model_is_named(change, message, im
 def test_weights_of_a_distributed_run_load(image, tmp_path):
     config, checkpoint = make_model(tmp_path, 'mmpretrain')
     state_dict = torch.load(checkpoint, weights_only=True)['state_dict']
-    torch.save({f'module.{key}': value for key, value in state_dict.items()}, checkpoint)
+    # DDP and torch.compile leave their marks in keys; no text in meta ends the load.
+    state_dict = {f'module._orig_mod.{key}': value for key, value in state_dict.items()}
+    torch.save({'state_dict': state_dict, 'meta': 'text'}, checkpoint)
     _, lines = predict_image(image, config, checkpoint, 'cpu')
     assert lines[0] == 'class 3 1.000'
+
+
+def test_tensors_without_a_place_in_the_model_are_named(tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmpretrain')
+    content = torch.load(checkpoint, weights_only=True)
+    content['state_dict']['mask_head.x'] = torch.ones(1)
+    torch.save(content, checkpoint)
+    with pytest.warns(UserWarning, match=r'1 of its \d+ tensors .*no place.* mask_head.x'):
+        load_inferencer(read_config(config), checkpoint, 'cpu')
+
+
+def test_weights_of_a_network_with_avg_down_are_refused_without(tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmpretrain', meta={'contnet': {'avg_down': True}})
+    cfg = read_config(config)
+    with pytest.raises(ValueError, match='mmpretrain.pth was trained with avg_down=True'):
+        load_inferencer(cfg, checkpoint, 'cpu')
+    cfg.model.backbone.avg_down = True
+    assert load_inferencer(cfg, checkpoint, 'cpu').model.backbone.avg_down
+
+
+def test_test_data_inside_a_wrapper_name_classes_and_pipeline(image, tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmseg', winner=7)
+    cfg = read_config(config)
+    inner = cfg.test_dataloader.dataset
+    cfg.test_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=inner)
+    inferencer = load_inferencer(cfg, checkpoint, 'cpu')
+    assert inferencer.model.dataset_meta['classes'][7] == 'traffic sign'
+    assert cfg.test_dataloader.dataset.type == 'RepeatDataset'  # as it was
+    cfg.test_dataloader = None
+    with pytest.raises(ValueError, match='has no test data'):
+        load_inferencer(cfg, checkpoint, 'cpu')
 
 
 @pytest.mark.parametrize(
@@ -201,6 +235,8 @@ def test_weights_of_a_distributed_run_load(image, tmp_path):
         (['image.png', 'good.py', 'text.png'], 'or is no checkpoint'),
         (['image.png', 'good.py', 'no.pth', '--out', 'a.txt'], '--out must end in one of .png'),
         (['image.png', 'good.py', 'no.pth', '--out', './image.png'], 'must be another file'),
+        (['image.png', 'good.py', 'no.pth', '--device', 'gpu'], "device 'gpu' cannot be used"),
+        (['image.png', 'good.py', 'no.pth', '--device', 'cuda:99'], "'cuda:99' cannot be used"),
     ],
 )
 def test_script_names_what_is_wrong(args, message, image, tmp_path, monkeypatch, capsys):
@@ -216,6 +252,18 @@ def test_script_names_what_is_wrong(args, message, image, tmp_path, monkeypatch,
     assert not (tmp_path / 'image_demo.png').exists()
 
 
+def test_script_names_a_folder_that_cannot_be_written(image, monkeypatch, capsys):
+    monkeypatch.setattr(
+        'contnet_mm.inference.predict_image', lambda *_: (np.zeros((4, 5, 3), np.uint8), [])
+    )
+    script = str(ROOT / 'tools' / 'image_demo.py')
+    args = [str(image), 'good.py', 'no.pth', '--out', f'{image}/out.png']  # below a file
+    monkeypatch.setattr(sys, 'argv', [script, *args])
+    with pytest.raises(SystemExit, match='2'):
+        runpy.run_path(script, run_name='__main__')
+    assert str(image) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('block', DOC_BLOCKS, ids=lambda block: block.split('configs/')[1][:8])
 def test_the_python_of_the_docs_runs(block, image, tmp_path, capsys):
     name = re.search(r'configs/(\w+)/', block)[1]
@@ -228,17 +276,19 @@ def test_the_python_of_the_docs_runs(block, image, tmp_path, capsys):
 
 
 def test_an_interrupted_write_keeps_the_old_picture(tmp_path, monkeypatch):
-    def interrupt(pixels, path):
-        Path(path).write_bytes(b'half')
+    def interrupt(path, content):
+        with path.open('wb') as stream:
+            stream.write(content[:9])
         raise KeyboardInterrupt
 
     path = tmp_path / 'picture.png'
     write_picture(np.zeros((4, 5, 3), np.uint8), path)
     before = path.read_bytes()
-    monkeypatch.setattr('mmcv.imwrite', interrupt)
+    monkeypatch.setattr(Path, 'write_bytes', interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_picture(np.ones((4, 5, 3), np.uint8), path)
     assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_pictures_keep_their_colours(tmp_path):

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
-from contnet_mm import launch
+from contnet_mm import launch, task_config
 
 ROOT = Path(__file__).parents[1]
 DEMO = 'retinanet_contnet-ti_fpn_demo.py'
@@ -105,6 +106,30 @@ def test_bases_of_a_library_that_is_not_found_send_to_the_doctor(tmp_path):
         launch.library_of(write(tmp_path, "_base_ = 'mmyolo::_base_/default_runtime.py'\n"))
 
 
+def test_a_config_of_a_library_that_is_not_found_sends_every_tool_to_the_doctor(tmp_path):
+    name = 'mmyolo::_base_/default_runtime.py'
+    for asked in (name, write(tmp_path, f'_base_ = {name!r}\n')):
+        with pytest.raises(ValueError, match='mmyolo is not installed.*contnet_mm doctor'):
+            task_config.read_config(asked)
+
+
+def test_a_config_is_read_with_its_imports_unless_told_otherwise(tmp_path):
+    imports = "custom_imports = dict(imports=['no_such_module'], allow_failed_imports=False)\n"
+    config = write(tmp_path, imports + "default_scope = 'mmseg'\n")
+    assert task_config.read_config(config, import_custom_modules=False).default_scope == 'mmseg'
+    with pytest.raises(ImportError, match='no_such_module'):
+        task_config.read_config(config)
+
+
+def test_the_data_sets_of_a_split_are_those_inside_wrappers():
+    inner = [dict(type='A'), dict(type='B')]
+    repeated = dict(type='RepeatDataset', times=2, dataset=inner[0])
+    both = dict(type='ConcatDataset', datasets=[repeated, inner[1]])
+    config = Config(dict(train_dataloader=dict(dataset=both), val_dataloader=None))
+    assert task_config.datasets_of(config, 'train') == inner
+    assert task_config.datasets_of(config, 'val') == task_config.datasets_of(config, 'test') == []
+
+
 def test_a_missing_library_or_script_is_an_error_that_names_it(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='no_such_library is not installed'):
         launch.library_script('no_such_library', 'train.py')
@@ -198,7 +223,7 @@ def test_a_tool_gets_its_arguments_with_the_config_found(run, tmp_path, monkeypa
     tool = tmp_path / 'tools' / 'echo.py'
     tool.parent.mkdir()
     tool.write_text('"""Echoes."""\nimport json, sys\nprint(json.dumps(sys.argv))\n')
-    monkeypatch.setattr(launch, 'resources', lambda: tmp_path)
+    monkeypatch.setattr(task_config, 'resources', lambda: tmp_path)
     arguments = ['--help', '-x=a.py', 'other.py', 'c.pth']
     status, out, _ = run(MAIN, 'echo', DEMO, *arguments)
     found = str(tmp_path / 'configs' / 'demo' / DEMO)
@@ -206,13 +231,13 @@ def test_a_tool_gets_its_arguments_with_the_config_found(run, tmp_path, monkeypa
 
 
 def test_resources_are_the_checkout_or_the_folder_of_a_wheel(tmp_path, monkeypatch):
-    assert launch.resources() == ROOT
+    assert task_config.resources() == ROOT
     package = tmp_path / 'site' / 'contnet_mm'
     package.mkdir(parents=True)
-    monkeypatch.setattr(launch, '__file__', str(package / 'launch.py'))
+    monkeypatch.setattr(task_config, '__file__', str(package / 'task_config.py'))
     with pytest.raises(ValueError, match='without configs and tools'):
-        launch.resources()
+        task_config.resources()
     for folder in (package.parent, package / '.mim'):  # the wheel's own come first
         for name in ('configs', 'tools'):
             (folder / name).mkdir(parents=True)
-        assert launch.resources() == folder
+        assert task_config.resources() == folder

@@ -95,6 +95,15 @@ def test_script_draws_a_picture(tmp_path, metrics):
     assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_script_refuses_another_kind_of_picture(tmp_path):
+    pytest.importorskip('matplotlib')
+    script = ROOT / 'tools' / 'plot_training.py'
+    result = subprocess.run(
+        [sys.executable, script, tmp_path, '--out', 'a.pdf'], capture_output=True, text=True
+    )
+    assert result.returncode == 2 and '--out must end in .png, got a.pdf' in result.stderr
+
+
 def test_script_names_the_missing_directory(tmp_path):
     pytest.importorskip('matplotlib')
     script = ROOT / 'tools' / 'plot_training.py'

@@ -148,6 +148,7 @@ def test_a_note_about_avg_down_is_kept(tmp_path):
         ('name.safetensors', 'name_'),
         ('v0.1-name', 'v0.1-name_'),
         ('configs/retinanet/some-config.py', 'some-config_'),
+        ('configs/retinanet/some-config.yaml', 'some-config_'),
     ],
 )
 def test_the_prefix_says_where_the_file_goes(tmp_path, prefix, place):

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
 from contnet_mm.check_dataset import KINDS, Finding, check_parts, parts_of_config, parts_of_folder
 from contnet_mm.check_dataset.parts import Part
+from contnet_mm.task_config import read_config
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -23,7 +24,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('kind', nargs='?', choices=KINDS, help='layout that is expected')
     parser.add_argument('root', nargs='?', type=Path, help='folder, such as data/coco')
-    parser.add_argument('--config', type=Path, help='check what this config reads instead')
+    parser.add_argument(
+        '--config',
+        help='check what this config reads instead: path, or name such as mmdet::fcos/<file>.py',
+    )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='as for training: KEY=VALUE ...'
     )
@@ -45,13 +49,11 @@ def find_parts(args: argparse.Namespace) -> list[Part]:
         return parts_of_folder(args.kind, args.root)
     if args.kind is not None:
         raise ValueError('give KIND and ROOT or --config, not both')
-    if not args.config.is_file():
-        raise ValueError(f'{args.config} is no config file')
     try:
-        config = Config.fromfile(args.config, import_custom_modules=False)
+        config = read_config(args.config, import_custom_modules=False)
         config.merge_from_dict(args.cfg_options or {})
     except Exception as error:  # a config is a program, and may fail as one
-        raise ValueError(f'{args.config} cannot be read: {error}') from error
+        raise ValueError(f'--config {args.config}: {error}') from error
     return parts_of_config(config)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from itertools import filterfalse
+import io
 from pathlib import Path
 
 import matplotlib
@@ -16,19 +16,21 @@ import torch
 from matplotlib.axes import Axes
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from PIL import Image
+
+from contnet_mm.inference import load_inferencer, read_image
+from contnet_mm.safe_save import write_file
+from contnet_mm.task_config import datasets_of, read_config
 
 PAIRS_PER_ROW = 2
 # Inches of the picture for each panel, so that text fits on small images.
 PANEL_WIDTH = 4.5
 DPI = 100
-LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', type=Path, help='config of any of the three libraries')
+    parser.add_argument('config', help='config of any of the three libraries')
     parser.add_argument('checkpoint', type=Path, help='its weights')
     parser.add_argument('--out', type=Path, default=Path('predictions.png'), help='PNG file')
     parser.add_argument('--num', type=int, default=8, help='images, spread over the data set')
@@ -39,33 +41,42 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def build_dataset(config: Config, split: str) -> torch.utils.data.Dataset:
-    """Builds the data set of a split, as validation would read it."""
-    dataset = config[f'{split}_dataloader'].dataset
-    while 'dataset' in dataset:  # RepeatDataset and its like
-        dataset = dataset.dataset
-    pipeline = config.test_dataloader.dataset.pipeline
+    """Builds the first data set of a split, as a test would read it.
+
+    Raises:
+        ValueError: If the config names none.
+    """
+    datasets = datasets_of(config, split)
+    if not datasets:
+        raise ValueError(f'the config has no data for {split}')
+    dataset, pipeline = datasets[0], datasets_of(config, 'test')[0].pipeline
     registry = importlib.import_module(f'{config.default_scope}.registry').DATASETS
     return registry.build({**dataset, 'pipeline': pipeline, 'test_mode': True})
 
 
-def load_model(config: Config, checkpoint: Path, device: str) -> torch.nn.Module:
-    """Builds the model of a config by its library's own function, with its weights."""
-    apis = importlib.import_module(f'{config.default_scope}.apis')
-    if config.default_scope == 'mmpretrain':
-        return apis.get_model(config, pretrained=str(checkpoint), device=device)
-    load = apis.init_detector if config.default_scope == 'mmdet' else apis.init_model
-    return load(config, str(checkpoint), device=device)
+def decode_mask(mask: dict | list | None, height: int, width: int) -> np.ndarray | None:
+    """Returns a mask of a COCO file, run lengths or polygons, as [height, width], or None."""
+    from pycocotools import mask as coco_mask
+
+    if isinstance(mask, dict):
+        lengths = isinstance(mask['counts'], list)
+        return coco_mask.decode(coco_mask.frPyObjects(mask, height, width) if lengths else mask)
+    polygons = [polygon for polygon in mask or [] if len(polygon) >= 6]  # 4 would be a box
+    if not polygons:
+        return None
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
 
 
 def truth_objects(info: dict) -> list[tuple]:
-    """Returns label, box (x0, y0, x1, y1), no score, and mask or None of each true instance."""
-    from pycocotools import mask as coco_mask
+    """Returns label, box (x0, y0, x1, y1), no score, and mask or None of each true instance.
 
+    Crowds and whatever else is ignored in training and evaluation are left out.
+    """
     objects = []
     for instance in info['instances']:
-        is_rle = isinstance(instance.get('mask'), dict)
-        mask = coco_mask.decode(instance['mask']) if is_rle else None
-        objects.append((instance['bbox_label'], instance['bbox'], None, mask))
+        if not instance.get('ignore_flag'):
+            mask = decode_mask(instance.get('mask'), info['height'], info['width'])
+            objects.append((instance['bbox_label'], instance['bbox'], None, mask))
     return objects
 
 
@@ -151,21 +162,25 @@ def main() -> None:
     args = parser.parse_args()
     if args.num < 1:
         parser.error(f'--num must be at least 1, got {args.num}')
-    for path in filterfalse(Path.is_file, (args.config, args.checkpoint)):
-        parser.error(f'{path} is no file')
-    config = Config.fromfile(args.config)
-    scope = config.get('default_scope')
-    if scope not in LIBRARIES:
-        parser.error(f'default_scope of {args.config} must be one of {LIBRARIES}, got {scope!r}')
-    model = load_model(config, args.checkpoint, args.device)
+    if args.out.suffix.lower() != '.png':
+        parser.error(f'--out must end in .png, got {args.out}')
+    if not args.checkpoint.is_file():
+        parser.error(f'{args.checkpoint} is no file')
+    try:
+        config = read_config(args.config)
+        model = load_inferencer(config, args.checkpoint, args.device).model
+    except ValueError as error:
+        parser.error(str(error))
     try:
         dataset = build_dataset(config, args.split)
+    except ValueError as error:
+        parser.error(str(error))
     except FileNotFoundError as error:
         parser.error(f'the data set of {args.config} is missing: {error}')
     args.classes, args.palette = (dataset.metainfo.get(key) for key in ('classes', 'palette'))
     chosen = np.linspace(0, len(dataset) - 1, min(args.num, len(dataset))).round().astype(int)
     rows = -(-len(chosen) // PAIRS_PER_ROW)
-    images = [read_image(dataset.get_data_info(index)) for index in chosen.tolist()]
+    images = [read_image(dataset.get_data_info(index)['img_path']) for index in chosen.tolist()]
     panel_height = PANEL_WIDTH * images[0].shape[0] / images[0].shape[1]
     figure = plt.figure(
         figsize=(2 * PAIRS_PER_ROW * PANEL_WIDTH, rows * panel_height), layout='constrained'
@@ -175,15 +190,11 @@ def main() -> None:
     for pair, index, image in zip(grid.reshape(-1, 2), chosen.tolist(), images, strict=False):
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([dataset[index]]))[0]
-        DRAW[scope](pair, image, dataset.get_data_info(index), sample, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=DPI)
+        DRAW[config.default_scope](pair, image, dataset.get_data_info(index), sample, args)
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=DPI)
+    write_file(args.out, picture.getvalue())
     print(args.out)
-
-
-def read_image(info: dict) -> np.ndarray:
-    """Returns the image of a data set's entry as RGB, [height, width, 3] uint8."""
-    return np.asarray(Image.open(info['img_path']).convert('RGB'))
 
 
 if __name__ == '__main__':

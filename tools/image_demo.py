@@ -39,9 +39,9 @@ def main() -> None:
         picture, lines = predict_image(
             args.image, args.config, args.checkpoint, args.device, args.score_thr
         )
-    except (FileNotFoundError, ValueError) as error:
+        write_picture(picture, args.out)
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    write_picture(picture, args.out)
     print('\n'.join([*lines, str(args.out)]))
 
 

@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
         parser.add_argument(name, type=int, nargs=2, default=default, metavar=metavar, help=text)
     parser.add_argument('--seed', type=int, default=defaults.seed, help='equal seed, equal files')
     parser.add_argument(
-        '--overwrite', action='store_true', help='replace a data set of other settings'
+        '--overwrite', action='store_true', help='replace a data set, whatever its settings'
     )
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +12,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from contnet_mm.safe_save import write_file
 from contnet_mm.training_log import Curves, read_training_log
 
 METRICS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50')
@@ -41,6 +43,9 @@ def main() -> None:
     """Draws the picture."""
     parser = make_parser()
     args = parser.parse_args()
+    out = args.out or args.work_dir / 'training.png'
+    if out.suffix.lower() != '.png':
+        parser.error(f'--out must end in .png, got {out}')
     try:
         log = read_training_log(args.work_dir)
     except ValueError as error:
@@ -55,9 +60,9 @@ def main() -> None:
     else:
         axes[1].text(0.5, 0.5, 'nothing validated yet', ha='center', transform=axes[1].transAxes)
     axes[1].set(title='validation', xlabel='epoch' if log.by_epoch else 'iteration')
-    out = args.out or args.work_dir / 'training.png'
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=100)
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=100)
+    write_file(out, picture.getvalue())
     print(out)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from mmengine.logging import MMLogger
 
 from contnet_mm.complexity import DEFAULT_SIZES, make_table, renew_tables
+from contnet_mm.safe_save import write_file
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -54,9 +54,7 @@ def main() -> None:
             text = renew_tables(page)
             changed = text != page.read_text(encoding='utf-8')
             if changed:
-                unfinished = page.with_name(f'.{page.name}.unfinished')
-                unfinished.write_text(text, encoding='utf-8')
-                os.replace(unfinished, page)
+                write_file(page, text.encode())
             print(f'{page}: ' + ('renewed' if changed else 'nothing to renew'))
     except ValueError as error:
         parser.error(str(error))

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from .files import Progress, colour_notes, examine, file_findings, list_files
+from .files import Progress, colour_notes, examine, file_findings, list_files, read_list
 from .findings import Finding, found
 from .mending import unpack_classes
 from .parts import ClassificationPart
@@ -97,12 +97,10 @@ def _check_order(part: ClassificationPart, classes: list[str]) -> Iterator[Findi
 def _read_labels(part: ClassificationPart) -> Generator[Finding, None, dict[str, int]]:
     """Returns the labels of the list by the names of the images."""
     path, mend = part.ann_file, part.mending.annotations
-    if not path.is_file():
-        yield from found(part.name, 'layout', 'list of labels is missing', mend, [path])
-        return {}
+    lines = yield from read_list(part.name, 'list of labels', path, mend)
     labels: dict[str, int] = {}
     wrong, doubled = [], []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         name, _, label = line.strip().rpartition(' ')
         if not name or not label.isdigit():
             wrong.append(f'line {number}: {line!r}')

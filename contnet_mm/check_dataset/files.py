@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,28 @@ def list_files(folder: Path) -> dict[str, int]:
             if not name.startswith('.') and os.path.isfile(path):
                 sizes[prefix + name] = os.path.getsize(path)
     return dict(sorted(sizes.items()))
+
+
+def read_list(part: str, what: str, path: Path, mend: str) -> Generator[Finding, None, list[str]]:
+    """Reads a text file as MMEngine does; yields a finding where that is not possible.
+
+    Args:
+        part: The part, such as 'train'.
+        what: What the file is, such as 'list of names'.
+        path: The file.
+        mend: The command that brings it.
+
+    Returns:
+        Its lines; none where it is missing or not UTF-8.
+    """
+    if not path.is_file():
+        yield from found(part, 'layout', f'{what} is missing', mend, [path])
+        return []
+    try:
+        return path.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as error:
+        yield from found(part, 'list', f'{what} is not UTF-8', mend, [f'{path}: {error}'])
+        return []
 
 
 def open_image(path: Path, values: bool = False) -> Image | str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config
+
+from contnet_mm.task_config import datasets_of
 
 from .library import library_classes
 from .mending import (
@@ -46,7 +48,7 @@ def parts_of_config(config: Config) -> list[Part]:
     """
     parts: list[Part] = []
     for loader in LOADERS:
-        for dataset in _unwrap((config.get(f'{loader}_dataloader') or {}).get('dataset')):
+        for dataset in datasets_of(config, loader):
             part = _make_part(config, loader, dataset)
             equal = [i for i, other in enumerate(parts) if replace(other, name=loader) == part]
             if equal:
@@ -57,17 +59,6 @@ def parts_of_config(config: Config) -> list[Part]:
         names = ', '.join(f'{loader}_dataloader' for loader in LOADERS)
         raise ValueError(f'the config has none of {names}: give one that trains or tests')
     return parts
-
-
-def _unwrap(dataset: dict | None) -> Iterator[dict]:
-    """Yields the data sets inside RepeatDataset, ConcatDataset and their like."""
-    if not dataset:
-        return
-    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
-    if not inner:
-        yield dataset
-    for other in inner:
-        yield from _unwrap(other)
 
 
 def _make_part(config: Config, loader: str, dataset: dict) -> Part:

@@ -29,28 +29,29 @@ class Mending:
 
 
 def coco_mending(root: Path, images: str) -> Mending:
-    """Unpacks COCO's archives, by the names under which they are published.
+    """Unpacks COCO's archives, by their published names, where MMDetection's script puts them.
 
     Args:
         root: Folder of the data set.
         images: Folder and archive of the images, such as 'train2017'.
     """
+    folder = _quote(root)
     return Mending(
-        images=f'unzip -qo {images}.zip -d {_quote(root)}',
-        annotations=f'unzip -qo annotations_trainval2017.zip -d {_quote(root)}',
+        images=f'unzip -qo {folder}/{images}.zip -d {folder}',
+        annotations=f'unzip -qo {folder}/annotations_trainval2017.zip -d {folder}',
     )
 
 
 def cityscapes_mending(root: Path) -> Mending:
-    """Unpacks Cityscapes' archives and converts; its scripts come with cityscapesScripts."""
+    """Unpacks Cityscapes' archives, which lie in the folder, and converts by its scripts."""
     folder = _quote(root)
     labels = f'CITYSCAPES_DATASET={folder} csCreateTrainIdLabelImgs'
     convert = f'mim run {mmdet_for_mim()} cityscapes {folder} --out-dir {folder}/annotations'
     return Mending(
-        images=f'unzip -qo leftImg8bit_trainvaltest.zip -d {folder}',
+        images=f'unzip -qo {folder}/leftImg8bit_trainvaltest.zip -d {folder}',
         annotations=convert,
         labels=labels,
-        ground_truth=f'unzip -qo gtFine_trainvaltest.zip -d {folder}',
+        ground_truth=f'unzip -qo {folder}/gtFine_trainvaltest.zip -d {folder}',
     )
 
 
@@ -83,10 +84,8 @@ def demo_mending(folder: Path, settings: dict) -> Mending:
         for name, value in values.items()
         if value is not None
     )
-    # An equal data set is left alone, damaged or not: the old one has to go first.
-    command = (
-        f'rm -r {_quote(folder)} && python tools/make_demo_data.py --out {_quote(folder)}{options}'
-    )
+    # Without --overwrite an equal data set is left alone, damaged or not.
+    command = f'python -m contnet_mm make_demo_data --out {_quote(folder)}{options} --overwrite'
     return Mending(command, command, command, command)
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
-from .files import Examined, Progress, colour_notes, examine, file_findings, list_files
+from .files import (
+    Examined,
+    Progress,
+    colour_notes,
+    examine,
+    file_findings,
+    list_files,
+    read_list,
+)
 from .findings import Finding, found
 from .parts import SegmentationPart
 
@@ -58,11 +66,9 @@ def _list_stems(
     end = len(part.image_suffix)
     if part.ann_file is None:
         return [name[:-end] for name in images if name.endswith(part.image_suffix)]
-    if not part.ann_file.is_file():
-        what = 'list of names is missing'
-        yield from found(part.name, 'layout', what, part.mending.annotations, [part.ann_file])
-        return []
-    stems = [line.strip() for line in part.ann_file.read_text().splitlines() if line.strip()]
+    mend = part.mending.annotations
+    lines = yield from read_list(part.name, 'list of names', part.ann_file, mend)
+    stems = [line.strip() for line in lines if line.strip()]
     missing = [stem for stem in stems if stem + part.image_suffix not in images]
     what = 'listed images are missing'
     yield from found(part.name, 'missing-image', what, part.mending.images, missing)

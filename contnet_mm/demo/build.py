@@ -34,18 +34,19 @@ def make_demo_data(
         out: Folder to make; gets ``coco/``, ``cityscapes/``, ``imagenet/`` and
             ``settings.json``.
         options: The settings.
-        overwrite: Whether to replace a data set made with other settings.
+        overwrite: Whether to replace a data set, made with whatever settings.
         on_image: Called after each image.
 
     Returns:
-        Whether anything was made; False if ``out`` already holds this very data set.
+        Whether anything was made; False if ``out`` already holds this very data set and not
+        ``overwrite``.
 
     Raises:
         ValueError: If ``out`` holds something else, or another data set and not ``overwrite``.
     """
     out = Path(out).resolve()
     settings = describe_settings(options)
-    if _holds_same(out, settings, overwrite):
+    if _is_kept(out, settings, overwrite):
         return False
     unfinished, replaced = (
         out.with_name(f'.{out.name}.{state}') for state in ('unfinished', 'replaced')
@@ -74,7 +75,7 @@ def describe_settings(options: DemoOptions) -> dict:
     }
 
 
-def _holds_same(out: Path, settings: dict, overwrite: bool) -> bool:
+def _is_kept(out: Path, settings: dict, overwrite: bool) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     present = _read_settings(out)
@@ -89,7 +90,7 @@ def _holds_same(out: Path, settings: dict, overwrite: bool) -> bool:
             f'{out} was made with other settings ({"; ".join(differences)}): '
             'pass --overwrite to replace it or choose another folder'
         )
-    return not differences
+    return not (differences or overwrite)
 
 
 def _read_settings(out: Path) -> dict:

@@ -81,16 +81,18 @@ def check_contnet_mm(facts: Facts) -> Iterator[Finding]:
     """Says where contnet_mm comes from."""
     owners, origin = facts.owners('contnet_mm'), facts.origins.get('contnet_mm')
     checkout = Path(facts.tools).parent
-    editable = ['-e', str(checkout)] if (checkout / 'setup.py').is_file() else ['contnet_mm']
-    mend = pip(facts, 'install', '--no-deps', *editable)
+    mend, hint = pip(facts, 'install', '--no-deps', '-e', str(checkout)), ''
+    if not (checkout / 'setup.py').is_file():  # nobody publishes it under its name alone
+        mend = f'{pip(facts, "install", "--no-deps")} contnet_mm-*.whl'
+        hint = '; run the command in the folder of its wheel'
     if owners and origin:
         where = f'from the checkout {owners[0].editable}' if owners[0].editable else 'from a wheel'
         yield Finding('ok', 'contnet_mm', f'{owners[0].version} {where}')
     elif origin:
         text = f'comes from {Path(origin).parents[1]}, but is not installed: mim does not see it'
-        yield Finding('warning', 'contnet_mm', text, mend)
+        yield Finding('warning', 'contnet_mm', text + hint, mend)
     else:
-        yield Finding('problem', 'contnet_mm', 'is not installed', mend)
+        yield Finding('problem', 'contnet_mm', f'is not installed{hint}', mend)
 
 
 def check_ranges(facts: Facts) -> Iterator[Finding]:
