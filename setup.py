@@ -72,6 +72,7 @@ setup(
             'scikit-image>=0.22',
             'scikit-learn>=1.3',
             'cityscapesscripts>=2.2',
+            'tqdm>=4.60',
         ],
         'safetensors': ['safetensors>=0.8.0'],
         'dev': ['codespell>=2.3', 'hypothesis>=6.100', 'pytest>=8', 'ruff>=0.15'],

@@ -1,18 +1,24 @@
-"""What the docs show works: examples, links, pictures."""
+"""What the docs show works: examples, links, pictures, commands of our tools."""
 
 import doctest
 import importlib
 import pkgutil
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
 import contnet_mm
+from contnet_mm.task_config import find_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+PAGES = [ROOT / 'README.md', *ROOT.glob('docs/*.md'), *ROOT.glob('configs/*/README.md')]
+PAGES = sorted(PAGES)
+LINKED = [*PAGES, ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']
+LINKED += [ROOT / 'tools' / 'transitional' / 'README.md']
 PYTHON_BLOCKS = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
 
 
@@ -23,7 +29,46 @@ def test_docstring_examples_give_what_they_say():
     assert not any(result.failed for result in results)
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def tool_commands(text):
+    """Yield the tools that a page runs, each with its words; a mention alone has none."""
+    blocks = ''.join(re.findall(r'^```bash\n(.*?)^```', text, re.DOTALL | re.MULTILINE))
+    lines = blocks.replace('\\\n', ' ').splitlines()
+    lines += re.findall(r'`([^`]+)`', re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.M))
+    for line in lines:
+        match = re.match(
+            r'(?:python tools/(\w+)\.py|(?:python -m|mim run) contnet_mm (\w+))(?=\s|$)(.*)',
+            line,
+            re.DOTALL,
+        )
+        # TOOL stands for any of them.
+        if match and match[2] != 'TOOL':
+            words = shlex.split(match[3], comments=True)
+            yield match[1] or match[2], [word for word in words if word != '--']
+
+
+COMMANDS = sorted({(t, *words) for page in PAGES for t, words in tool_commands(page.read_text())})
+
+
+def test_pages_show_how_to_run_most_tools():
+    tools = {path.stem for path in (ROOT / 'tools').glob('*.py')}
+    shown = {tool for tool, *words in COMMANDS}
+    assert shown <= tools and len(shown) >= 8
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=' '.join)
+def test_the_tool_takes_the_arguments_that_a_page_gives_it(command):
+    tool, *words = command
+    make_parser = runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'))['make_parser']
+    if words:
+        make_parser().parse_args(words)
+    for word in words:
+        if word.endswith('.py'):
+            find_config(word)
+        elif word.startswith('configs/'):
+            assert (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize('page', LINKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_pictures_exist(page):
     for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
         if not target.startswith('http'):

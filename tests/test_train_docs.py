@@ -1,4 +1,4 @@
-"""Every command of docs/train.md: its config, its options, and the learning rate it trains with."""
+"""Every command that trains or tests: its config, its options, and its learning rate."""
 
 import argparse
 import importlib
@@ -13,17 +13,29 @@ pytest.importorskip('mim')
 from mmengine.config import Config, DictAction
 
 from contnet_mm.doctor.facts import origin
+from contnet_mm.launch import library_of
+from contnet_mm.task_config import find_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / 'docs' / 'train.md').read_text()
 ROWS = re.findall(r'^\| (\d+) \| (\d+) \| `(mim train .*?)` \|$', PAGE, re.MULTILINE)
-# Backslashes at the ends of lines go on with a command; `mim train mmdet` alone is none.
-COMMANDS = re.findall(
-    r'^(mim (?:train|test) .*?)$|`(mim (?:train|test) \w+ configs/.*?)`',
-    PAGE.replace('\\\n', ' '),
-    re.MULTILINE,
-)
-COMMANDS = sorted({(first or second) for first, second in COMMANDS})
+PAGES = [ROOT / 'README.md', *ROOT.glob('docs/*.md'), *ROOT.glob('configs/*/README.md')]
+OF_THE_READER = 'my_config.py'  # tests/test_docs.py builds it
+
+
+def commands_of(text):
+    """Return the commands of a page that train or test, without those that only name one."""
+    # Backslashes at the ends of lines go on with a command; `mim train mmdet` alone is none.
+    found = re.findall(
+        r'^(mim (?:train|test) .*)$|`(mim (?:train|test) \w+ [^`]+?\.py[^`]*)`',
+        text.replace('\\\n', ' '),
+        re.MULTILINE,
+    )
+    return sorted({first or second for first, second in found if OF_THE_READER not in first})
+
+
+COMMANDS = commands_of(PAGE)
+ALL_COMMANDS = sorted({c for page in PAGES for c in commands_of(page.read_text())})
 
 
 def parse(command):
@@ -33,9 +45,15 @@ def parse(command):
     return {'verb': verb, **cli.make_context(verb, words).params}
 
 
+def path_of(said):
+    """Return the file of a command's config, which mim finds by its name alone if it is ours."""
+    ours = said.get('package') == 'contnet_mm'
+    return Path(find_config(said['config'])) if ours else ROOT / said['config']
+
+
 def read_config(said):
     """Return the config of a command with its --cfg-options merged."""
-    config = Config.fromfile(ROOT / said['config'])
+    config = Config.fromfile(path_of(said))
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     config.merge_from_dict(parser.parse_known_args(said['other_args'])[0].cfg_options)
@@ -48,16 +66,27 @@ def test_page_has_a_table_per_library():
     assert len(COMMANDS) >= len(ROWS) + 6
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+def test_other_pages_have_commands_too():
+    assert len(ALL_COMMANDS) >= len(COMMANDS) + 8
+
+
+@pytest.mark.parametrize('command', ALL_COMMANDS)
 def test_command_names_a_config_and_options_that_exist(command):
     said = parse(command)
-    assert (ROOT / said['config']).is_file()
-    script = Path(origin(said['package'])).parent / '.mim' / 'tools' / f'{said["verb"]}.py'
+    assert path_of(said).is_file()
+    library = library_of(str(path_of(said)))
+    assert said['package'] in (library, 'contnet_mm')
+    script = Path(origin(library)).parent / '.mim' / 'tools' / f'{said["verb"]}.py'
     known = set(re.findall(r"'(--[\w-]+)'", script.read_text()))
     assert {word for word in said['other_args'] if word.startswith('--')} <= known
 
 
-@pytest.mark.parametrize('command', [c for c in COMMANDS if parse(c)['verb'] == 'train'])
+# Other pages show what a training starts from; where they name GPUs, the batch follows.
+TRAININGS = [c for c in ALL_COMMANDS if parse(c)['verb'] == 'train']
+TRAININGS = [c for c in TRAININGS if c in COMMANDS or '--gpus' in c]
+
+
+@pytest.mark.parametrize('command', TRAININGS)
 def test_learning_rate_fits_the_batch(command):
     said = parse(command)
     config = read_config(said)
