@@ -28,7 +28,7 @@ check_floor() {
   local metric floor value
   case $1 in
     contnet*) metric=accuracy/top1 floor=75 ;;
-    pspnet*) metric=mIoU floor=25 ;;
+    pspnet*) metric=mIoU floor=20 ;;
     *-cityscapes) metric=cityscapes/mAP floor=0.1 ;;
     mask-rcnn*) metric=coco/segm_mAP floor=0.3 ;;
     *) metric=coco/bbox_mAP floor=0.3 ;;

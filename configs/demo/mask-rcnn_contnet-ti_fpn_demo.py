@@ -21,10 +21,10 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=96),
         bbox_head=dict(in_channels=96, fc_out_channels=256, num_classes=10),
         mask_roi_extractor=dict(out_channels=96),
-        mask_head=dict(in_channels=96, num_convs=2, conv_out_channels=96, num_classes=10),
+        mask_head=dict(in_channels=96, num_convs=1, conv_out_channels=64, num_classes=10),
     ),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=64))
+        rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=32))
     ),
     # One digit has one class: a second box of another class at its place is wrong.
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200), rcnn=dict(nms=dict(class_agnostic=True))),

@@ -9,7 +9,7 @@ custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
 # From scratch: nothing is frozen and batch norm learns its statistics.
 # Heads are thinner than Cityscapes needs, so that a laptop trains them in minutes.
 model = dict(
-    data_preprocessor=dict(size=(112, 224)),
+    data_preprocessor=dict(size=(112, 112)),
     pretrained=None,
     backbone=dict(
         _delete_=True,
@@ -18,7 +18,7 @@ model = dict(
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 2, 4),
     ),
-    decode_head=dict(in_channels=768, channels=128),
+    decode_head=dict(in_channels=768, channels=64),
     auxiliary_head=dict(in_channels=192, channels=64),
 )
 
@@ -26,7 +26,7 @@ train_cfg = dict(max_iters=750, val_interval=250)
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
