@@ -204,7 +204,7 @@ def test_without_a_tool_the_tools_are_listed(run):
     assert status == 0
     for path in (ROOT / 'tools').glob('*.py'):
         assert f'  {path.stem} ' in out
-    assert 'Makes the demo data set' in out
+    assert 'Makes the demo data:' in out
 
 
 def test_every_tool_says_what_it_does():
