@@ -236,7 +236,8 @@ def test_mim_runs_a_tool_of_the_wheel(python, folder):
 def test_mim_searches_the_index_of_the_wheel(python, folder):
     name = 'retinanet_contnet-m_fpn_1x_coco'
     output = run(python, '-m', 'mim', 'search', 'contnet_mm', '--config', name, cwd=folder)
-    assert re.search(rf'config\s+configs/retinanet/{name}.py', output)
+    assert f'config id: {name}' in output
+    assert re.search(r'config\s+configs/retinanet/retinanet_contnet', output)  # cut at its width
 
 
 def test_every_tool_of_the_wheel_runs_from_both_folders(python, folder):
