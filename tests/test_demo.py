@@ -88,8 +88,7 @@ def test_the_demo_script_is_valid_bash():
     subprocess.run(['bash', '-n', str(ROOT / 'tools' / 'demo.sh')], check=True)
 
 
-def test_the_demo_script_refuses_an_unknown_name(tmp_path):
-    # A name is looked up before any data is made.
+def test_the_demo_script_refuses_an_unknown_name_before_it_makes_data():
     result = subprocess.run(
         ['bash', str(ROOT / 'tools' / 'demo.sh'), 'yolo_demo'], capture_output=True, text=True
     )

@@ -91,8 +91,7 @@ run() {
   else
     python -W ignore tools/plot_training.py "$work_dir" --out "$work_dir/training.png" >/dev/null
     python -W ignore tools/draw_predictions.py "$config" "$checkpoint" \
-      --out "$work_dir/predictions.part.png" >/dev/null
-    mv "$work_dir/predictions.part.png" "$work_dir/predictions.png"
+      --out "$work_dir/predictions.png" >/dev/null
   fi
 }
 
