@@ -1,6 +1,7 @@
 """ConTNet (arXiv 2104.13497) for MMDetection, MMSegmentation and MMPretrain."""
 
 from contnet_mm.contnet import ConTNet
+from contnet_mm.shared_head import ConTLayer
 from contnet_mm.version import __version__
 
-__all__ = ['ConTNet', '__version__']
+__all__ = ['ConTLayer', 'ConTNet', '__version__']

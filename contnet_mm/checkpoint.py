@@ -24,7 +24,7 @@ def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) 
     """Load the weights of a ConTNet from a checkpoint of any kind, wholly or not at all.
 
     Args:
-        net: The backbone.
+        net: The backbone, or a part of it that has its names.
         checkpoint: A file: official, our own, or of a classifier, detector or segmentor with this
             backbone.
         prefix: Where the backbone is in the state dict, such as ``'backbone.'``; found by itself by
@@ -40,7 +40,8 @@ def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) 
         raise FileNotFoundError(_missing_file(checkpoint)) from error
     state_dict = find_backbone(content, checkpoint, prefix)
     kind = 'official' if is_official(state_dict) else 'ours'
-    check_avg_down(content, state_dict, net.avg_down, checkpoint)
+    if hasattr(net, 'avg_down'):  # a part without such a shortcut does not care
+        check_avg_down(content, state_dict, net.avg_down, checkpoint)
     if kind == 'official':
         state_dict = convert_official(state_dict)
     state_dict, resized = resize_positions(state_dict, net.state_dict())
@@ -192,7 +193,7 @@ def check_coverage(
             + '; '.join(
                 f'{len(keys)} {what}: {keys[:NUM_LISTED]}' for what, keys in problems if keys
             )
-            + f'. {_advice(state_dict, own)}'
+            + f'. {_advice(state_dict, net)}'
         )
     return OrderedDict((key, state_dict[key]) for key in own if key in state_dict)
 
@@ -206,17 +207,20 @@ def _kind(tensor: Tensor) -> str:
     return f'{[*tensor.shape]} {str(tensor.dtype).replace("torch.", "")}'
 
 
-def _advice(file: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Say in which settings a file and a backbone differ, as far as keys and shapes show."""
-    theirs, ours = describe(file), describe(own)
+def _advice(file: Mapping[str, Tensor], net: nn.Module) -> str:
+    """Say in which settings a file and a network differ, as far as keys and shapes show."""
+    built = {key: value for key, value in file.items() if net.builds(key)}
+    theirs, ours = describe(built), describe(net.state_dict())
     differences = [
         f'{name} {value} in the file, {ours[name]} here'
         for name, value in theirs.items()
         if value != ours[name]
     ]
-    if not differences:
-        return 'arch, position and deep_stem agree: look at norm_cfg, qkv_bias and out_indices'
-    return 'They differ in: ' + ', '.join(differences)
+    if differences:
+        return 'They differ in: ' + ', '.join(differences)
+    if ours['base_channels'] is None:  # no stem, no width
+        return 'depths and position agree: look at arch, norm_cfg and qkv_bias'
+    return 'arch, position and deep_stem agree: look at norm_cfg, qkv_bias and out_indices'
 
 
 def prove_avg_down(content: object, state_dict: Mapping[str, Tensor]) -> str | None:

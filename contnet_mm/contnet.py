@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from mmengine.model import BaseModule, PretrainedInit, initialize
 from torch import Tensor, nn
 
 from contnet_mm.arch import NUM_STAGES, check_flag, check_integer, check_integers, resolve_arch
 from contnet_mm.blocks import ConTBlock, build_stem
-from contnet_mm.checkpoint import load_pretrained
 from contnet_mm.layers import RelativePosition
+from contnet_mm.pretrained import PretrainedModule
 from contnet_mm.registry import MODELS
 
 MIN_SIZE = 32  # pixels; the stride of the last map
@@ -23,7 +20,7 @@ STEM_STRIDE = 4
 
 
 @MODELS.register_module()
-class ConTNet(BaseModule):
+class ConTNet(PretrainedModule):
     """ConTNet, a convolution-transformer network (arXiv 2104.13497).
 
     Gives maps like a ResNet's, at strides 4, 8, 16 and 32 of the input. The first three are the
@@ -70,6 +67,8 @@ class ConTNet(BaseModule):
         [(1, 48, 16, 25), (1, 96, 8, 13), (1, 192, 4, 7), (1, 768, 2, 4)]
     """
 
+    thawed = dict(frozen_stages=-1, norm_eval=False)
+
     def __init__(
         self,
         arch: str | dict = 'medium',
@@ -88,8 +87,7 @@ class ConTNet(BaseModule):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
-        _list_init_cfgs(init_cfg)
+        super().__init__(norm_cfg, norm_eval, init_cfg)
         arch = resolve_arch(arch)
         in_channels = check_integer('in_channels', in_channels, low=1)
         self.frozen_stages = check_integer('frozen_stages', frozen_stages, low=-1, high=NUM_STAGES)
@@ -102,10 +100,9 @@ class ConTNet(BaseModule):
             )
         if position not in ('absolute', 'relative'):
             raise ValueError(f"position must be 'absolute' or 'relative', got {position!r}")
-        self.norm_eval = check_flag('norm_eval', norm_eval)
         self.avg_down = check_flag('avg_down', avg_down)
         self.position, self.in_channels = position, in_channels
-        self.base_channels, self.norm_cfg = arch['base_channels'], norm_cfg
+        self.base_channels = arch['base_channels']
 
         self.stem = build_stem(
             in_channels, self.base_channels, check_flag('deep_stem', deep_stem), norm_cfg
@@ -121,7 +118,6 @@ class ConTNet(BaseModule):
             self._build_stage(stage, arch, shared) for stage in range(self.out_indices[-1] + 1)
         )
         self.apply(_init_module)
-        self._weights_loaded = False
         self._freeze()
 
     def _build_stage(self, stage: int, arch: dict, shared: dict) -> nn.ModuleList:
@@ -191,24 +187,6 @@ class ConTNet(BaseModule):
                 outs.append((x if i == NUM_STAGES - 1 else encoded).contiguous())
         return tuple(outs)
 
-    def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; without it the values of the constructor stay.
-
-        Raises:
-            FileNotFoundError: If the checkpoint does not exist.
-            ValueError: If it cannot be read safely or does not cover this network.
-        """
-        cfgs = _list_init_cfgs(self.init_cfg)
-        pretrained = [cfg for cfg in cfgs if _is_pretrained(cfg)]
-        if self.is_init or not pretrained:
-            super().init_weights()
-            return
-        initialize(self, [cfg for cfg in cfgs if cfg not in pretrained])
-        # MMEngine's own loader would take what fits and leave the rest random.
-        for cfg in pretrained:
-            load_pretrained(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
-        self._is_init = True
-
     def builds(self, key: str) -> bool:
         """Tell whether the part that a key of the whole network belongs to is built here."""
         match = re.match(r'stages\.(\d+)\.(\d+)\.(\w+)', key)
@@ -248,41 +226,12 @@ class ConTNet(BaseModule):
             return 0, num_layers
         raise ValueError(f'param_name must be that of a parameter of ConTNet, got {param_name!r}')
 
-    def train(self, mode: bool = True) -> ConTNet:
-        """Switch to training or evaluation; what is frozen stays in evaluation."""
-        super().train(mode)
-        self._freeze()
-        frozen = (
-            self.frozen_stages >= 0
-            or self.norm_eval
-            or not self.norm_cfg.get('requires_grad', True)
-        )
-        if mode and frozen and not self._weights_loaded:
-            warnings.warn(
-                f'ConTNet trains with frozen_stages={self.frozen_stages}, '
-                f'norm_eval={self.norm_eval} and norm_cfg={self.norm_cfg}, but no weights were '
-                'loaded: what is frozen stays as initialised. Give a checkpoint, or freeze nothing '
-                '(frozen_stages=-1, norm_eval=False) to train from scratch.',
-                stacklevel=2,
-            )
-        return self
-
     def _freeze(self) -> None:
-        frozen = [self.stem, *self.stages][: self.frozen_stages + 1]
-        for module in frozen:
+        super()._freeze()
+        for module in [self.stem, *self.stages][: self.frozen_stages + 1]:
             module.eval()
             for parameter in module.parameters():
                 parameter.requires_grad = False
-        if self.norm_eval:
-            for module in self.modules():
-                if hasattr(module, 'running_mean'):  # mmcv's batch norms are no torch ones
-                    module.eval()
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # Every way to load weights comes through here, MMEngine's `load_from` included.
-        if any(prefix + name in state_dict for name, _ in self.named_parameters()):
-            self._weights_loaded = True
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
@@ -292,21 +241,6 @@ def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
             f'out_indices must name one or more maps in increasing order, got {indices}'
         )
     return indices
-
-
-def _list_init_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:
-    cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
-    if not isinstance(cfgs, (list, tuple)) or not all(isinstance(cfg, dict) for cfg in cfgs):
-        raise TypeError(f'init_cfg must be a dict, a list of dicts or None, got {init_cfg!r}')
-    for cfg in filter(_is_pretrained, cfgs):
-        if not isinstance(cfg.get('checkpoint'), (str, Path)):
-            raise ValueError(f'init_cfg {cfg} must name a file as checkpoint')
-    return list(cfgs)
-
-
-def _is_pretrained(cfg: dict) -> bool:
-    kind = cfg.get('type')  # may carry a scope, as in 'mmengine.Pretrained'
-    return kind is PretrainedInit or str(kind).rpartition('.')[2] == 'Pretrained'
 
 
 def _init_module(module: nn.Module) -> None:

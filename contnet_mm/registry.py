@@ -9,7 +9,10 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTOR
 from mmengine.registry import Registry
 
 MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='contnet_mm', locations=['contnet_mm.contnet']
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='contnet_mm',
+    locations=['contnet_mm.contnet', 'contnet_mm.shared_head'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

@@ -1,0 +1,105 @@
+"""What ConTNet and its parts share: weights that load loudly, norms that stay as they are."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from mmengine.model import BaseModule, PretrainedInit, initialize
+
+from contnet_mm.arch import check_flag
+from contnet_mm.checkpoint import load_pretrained
+
+
+class PretrainedModule(BaseModule):
+    """A ConTNet or a part of one, whose tensors have the names that they have in the whole.
+
+    Args:
+        norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.blocks.build_norm`.
+        norm_eval: Keep batch norm in eval mode while training.
+        init_cfg: As in MMEngine, but ``Pretrained`` loads wholly or not at all.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If ``init_cfg`` is ``Pretrained`` without a file.
+    """
+
+    # The arguments that freeze something, with the values that freeze nothing.
+    thawed: dict[str, object] = dict(norm_eval=False)
+
+    def __init__(
+        self, norm_cfg: dict, norm_eval: bool, init_cfg: dict | list[dict] | None = None
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        _list_init_cfgs(init_cfg)
+        self.norm_cfg, self.norm_eval = norm_cfg, check_flag('norm_eval', norm_eval)
+        self._weights_loaded = False
+
+    def builds(self, key: str) -> bool:
+        """Tell whether the part that a key of the whole network belongs to is built here."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; without it the values of the constructor stay.
+
+        Raises:
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If it cannot be read safely or does not cover this network.
+        """
+        cfgs = _list_init_cfgs(self.init_cfg)
+        pretrained = [cfg for cfg in cfgs if _is_pretrained(cfg)]
+        if self.is_init or not pretrained:
+            super().init_weights()
+            return
+        initialize(self, [cfg for cfg in cfgs if cfg not in pretrained])
+        # MMEngine's own loader would take what fits and leave the rest random.
+        for cfg in pretrained:
+            load_pretrained(self, cfg['checkpoint'], prefix=cfg.get('prefix'))
+        self._is_init = True
+
+    def train(self, mode: bool = True) -> PretrainedModule:
+        """Switch to training or evaluation; what is frozen stays in evaluation."""
+        super().train(mode)
+        self._freeze()
+        settings = {name: getattr(self, name) for name in self.thawed}
+        frozen = settings != self.thawed or not self.norm_cfg.get('requires_grad', True)
+        if mode and frozen and not self._weights_loaded:
+            warnings.warn(
+                f'{type(self).__name__} trains with {_spell(settings)} and '
+                f'norm_cfg={self.norm_cfg}, but no weights were loaded: what is frozen stays as '
+                f'initialised. Give a checkpoint, or freeze nothing ({_spell(self.thawed)}) to '
+                'train from scratch.',
+                stacklevel=2,
+            )
+        return self
+
+    def _freeze(self) -> None:
+        if self.norm_eval:
+            for module in self.modules():
+                if hasattr(module, 'running_mean'):  # mmcv's batch norms are no torch ones
+                    module.eval()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # Every way to load weights comes through here, MMEngine's `load_from` included.
+        if any(prefix + name in state_dict for name, _ in self.named_parameters()):
+            self._weights_loaded = True
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _spell(settings: dict[str, object]) -> str:
+    return ', '.join(f'{name}={value}' for name, value in settings.items())
+
+
+def _list_init_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:
+    cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+    if not isinstance(cfgs, (list, tuple)) or not all(isinstance(cfg, dict) for cfg in cfgs):
+        raise TypeError(f'init_cfg must be a dict, a list of dicts or None, got {init_cfg!r}')
+    for cfg in filter(_is_pretrained, cfgs):
+        if not isinstance(cfg.get('checkpoint'), (str, Path)):
+            raise ValueError(f'init_cfg {cfg} must name a file as checkpoint')
+    return list(cfgs)
+
+
+def _is_pretrained(cfg: dict) -> bool:
+    kind = cfg.get('type')  # may carry a scope, as in 'mmengine.Pretrained'
+    return kind is PretrainedInit or str(kind).rpartition('.')[2] == 'Pretrained'
