@@ -2,6 +2,7 @@
 
 from contnet_mm.contnet import ConTNet
 from contnet_mm.shared_head import ConTLayer
+from contnet_mm.swap import swap_backbone
 from contnet_mm.version import __version__
 
-__all__ = ['ConTLayer', 'ConTNet', '__version__']
+__all__ = ['ConTLayer', 'ConTNet', '__version__', 'swap_backbone']

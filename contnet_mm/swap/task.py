@@ -1,0 +1,147 @@
+"""What a config is for, told without building its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from contnet_mm.doctor import LIBRARIES
+
+TASKS = (
+    'detection',
+    'instance segmentation',
+    'panoptic segmentation',
+    'semantic segmentation',
+    'classification',
+)
+
+# A class, or a base of it, and what its models are for. The first that fits counts.
+OTHER_KINDS = {
+    'BaseMOTModel': 'tracking',
+    'BaseReID': 're-identification',
+    'GroundingDINO': 'grounding',
+    'GLIP': 'grounding',
+    'CLRNet': 'lane detection',
+    'BaseSelfSupervisor': 'self-supervised',
+    'BaseRetriever': 'retrieval',
+    'DepthEstimator': 'depth estimation',
+    'MultimodalEncoderDecoder': 'multimodal',
+}
+
+
+def task_of(config: Config) -> str | None:
+    """Return which of ``TASKS`` a config is for; None for anything else: see :func:`kind_of`."""
+    kind = kind_of(config)
+    return kind if kind in TASKS else None
+
+
+def kind_of(config: Config) -> str:
+    """Return what a config is for, in a word or two.
+
+    Args:
+        config: Of any of the three libraries.
+
+    Returns:
+        One of ``TASKS``; or what else it is for, such as ``'tracking'``; ``'no model'`` where it
+        has none, ``'unknown'`` where the class of its model is not known.
+    """
+    model = config.get('model')
+    if not isinstance(model, Mapping) or not model:
+        return 'no model'
+    scope = library_of(config)
+    bases = class_names(model.get('type'), scope)
+    if 'SemiBaseDetector' in bases:
+        model = model['detector']
+        bases = class_names(model.get('type'), scope)
+    for name, kind in OTHER_KINDS.items():
+        if name in bases:
+            return kind
+    if 'BaseClassifier' in bases:
+        # A backbone alone, which such configs are for, is nothing that one could train.
+        headless = 'ImageClassifier' in bases and not model.get('head')
+        return 'feature extraction' if headless else 'classification'
+    if 'BaseSegmentor' in bases:
+        return 'semantic segmentation'
+    if 'BaseDetector' in bases:
+        return _kind_of_detector(model, bases, scope)
+    return 'multimodal' if _is_multimodal(model.get('type'), scope) else 'unknown'
+
+
+def _kind_of_detector(model: Mapping, bases: set[str], scope: str | None) -> str:
+    if 'TwoStagePanopticSegmentor' in bases:
+        return 'panoptic segmentation'
+    if 'MaskFormer' in bases:
+        stuff = model.get('panoptic_head', {}).get('num_stuff_classes', 0)
+        return 'panoptic segmentation' if stuff else 'instance segmentation'
+    has_masks = (
+        'SingleStageInstanceSegmentor' in bases
+        or any('mask_head' in part for part in dicts_in(model))
+        or 'RTMDetInsHead' in class_names((model.get('bbox_head') or {}).get('type'), scope)
+    )
+    return 'instance segmentation' if has_masks else 'detection'
+
+
+def library_of(config: Config) -> str | None:
+    """Return the library of a config: its default scope, or whose class its model is.
+
+    A pure-Python config names classes and needs no default scope.
+    """
+    scope = config.get('default_scope')
+    if scope in LIBRARIES:
+        return scope
+    kind = (config.get('model') or {}).get('type')
+    package = getattr(kind, '__module__', '').partition('.')[0]
+    return package if package in LIBRARIES else None
+
+
+def register(scope: str | None) -> None:
+    """Register everything of a library; the default scope stays as it is.
+
+    Raises:
+        ImportError: If the library cannot be imported.
+    """
+    if scope is not None:
+        import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+
+
+def class_of(kind: str | type | None, scope: str | None) -> object:
+    """Return what a ``type`` of a config stands for, None if nothing of that name is known."""
+    if not isinstance(kind, str):
+        return kind
+    register(scope)
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        return registry.get(kind)
+
+
+def class_names(kind: str | type | None, scope: str | None) -> set[str]:
+    """Return the names of a class and its bases; none for what is not known or not a class."""
+    found = class_of(kind, scope)
+    return {base.__name__ for base in found.__mro__} if isinstance(found, type) else set()
+
+
+def type_name(node: object) -> str:
+    """Return the name of the class that a part of a config names, without its library."""
+    kind = node.get('type', '') if isinstance(node, Mapping) else ''
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2]
+
+
+def dicts_in(node: object) -> Iterator[dict]:
+    """Yield every dict in a part of a config, the outer ones first."""
+    if isinstance(node, Mapping):
+        yield node
+        for value in node.values():
+            yield from dicts_in(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from dicts_in(value)
+
+
+def _is_multimodal(kind: str | type | None, scope: str | None) -> bool:
+    """Tell MMPretrain's multimodal models, for which a function stands where parts are missing."""
+    found = class_of(kind, scope)
+    module = getattr(found, '__module__', None) or ''
+    return module.startswith(('mmpretrain.models.multimodal', 'mmpretrain.utils.dependency'))
