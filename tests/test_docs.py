@@ -12,7 +12,7 @@ import pytest
 from mmengine.config import Config
 
 import contnet_mm
-from contnet_mm.task_config import find_config
+from contnet_mm.task_config import find_config, read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *ROOT.glob('docs/*.md'), *ROOT.glob('configs/*/README.md')]
@@ -61,8 +61,10 @@ def test_the_tool_takes_the_arguments_that_a_page_gives_it(command):
     make_parser = runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'))['make_parser']
     if words:
         make_parser().parse_args(words)
-    for word in words:
-        if word.endswith('.py'):
+    for before, word in zip(['', *words], words, strict=False):
+        if '::' in word:
+            read_config(word)
+        elif word.endswith('.py') and before != '-o':  # what is still to be written
             find_config(word)
         elif word.startswith('configs/'):
             assert (ROOT / word).is_file(), word

@@ -1,0 +1,94 @@
+"""Swaps ConTNet into every config that the libraries ship, and tells what became of each."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from fnmatch import fnmatch
+from pathlib import Path
+
+from contnet_mm.doctor import LIBRARIES
+from contnet_mm.safe_save import write_file
+from contnet_mm.swap.sweep import (
+    FAILED,
+    REFUSED,
+    find_configs,
+    make_tables,
+    read_outcomes,
+    renew_page,
+    sweep,
+    write_outcomes,
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog='Exit status: 1 if a config failed, else 0.'
+    )
+    parser.add_argument(
+        'pattern',
+        nargs='?',
+        default='*',
+        help="names of configs, with * for any characters, such as 'mmdet::fcos/*' (default: all)",
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=os.cpu_count(), help='processes (default: one for each core)'
+    )
+    parser.add_argument(
+        '--seconds', type=int, default=300, help='after which a config has failed (default: 300)'
+    )
+    parser.add_argument(
+        '--resume',
+        type=Path,
+        metavar='JSON',
+        help='what --json wrote before: only what was refused or failed is tried again',
+    )
+    parser.add_argument('--json', type=Path, help='file for the outcome of each config')
+    parser.add_argument(
+        '--write', type=Path, metavar='PAGE', help='Markdown page whose marked tables are renewed'
+    )
+    return parser
+
+
+def main() -> None:
+    """Sweeps, prints the tables, and writes what was asked for."""
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        if args.write:
+            renew_page(args.write, '')  # before an hour's work, not after it
+        names = {
+            name: path
+            for library in LIBRARIES
+            for name, path in find_configs(library).items()
+            if fnmatch(name, args.pattern)
+        }
+        if not names:
+            raise ValueError(f'no config has a name like {args.pattern}')
+        before = read_outcomes(args.resume) if args.resume else []
+    except ValueError as error:
+        parser.error(str(error))
+    outcomes = [o for o in before if o.name in names and o.status not in (REFUSED, FAILED)]
+    left = {name: path for name, path in names.items() if name not in {o.name for o in outcomes}}
+    started = time.monotonic()
+    for outcome in sweep(left, args.jobs, args.seconds):
+        outcomes.append(outcome)
+        if outcome.status == FAILED:
+            print(f'{outcome.name}: {outcome.reason}', file=sys.stderr)
+        minutes = (time.monotonic() - started) / 60
+        print(f'\r{len(outcomes)}/{len(names)} in {minutes:.1f} min', end='', file=sys.stderr)
+    print(file=sys.stderr)
+    tables = make_tables(outcomes)
+    print(tables)
+    if args.json:
+        write_outcomes(args.json, outcomes)
+    if args.write:
+        write_file(args.write, renew_page(args.write, tables).encode())
+    sys.exit(any(outcome.status == FAILED for outcome in outcomes))
+
+
+if __name__ == '__main__':
+    main()
