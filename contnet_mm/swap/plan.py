@@ -159,7 +159,8 @@ def find_backbone(config: Config) -> Path:
 
 def _sizes(config: Config, root: Path) -> list[int]:
     """Return the sides of images to try, that of a network for one size last."""
-    own = Editor(config).get((*root, 'backbone', 'img_size'), SIZES[0])
+    holder = config.model.detector if len(root) > 1 else config.model
+    own = holder.backbone.get('img_size', SIZES[0])
     own = max(own) if isinstance(own, (list, tuple)) else own
     return [*dict.fromkeys((*SIZES, own))]
 

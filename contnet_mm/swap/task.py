@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from contnet_mm.doctor import LIBRARIES
+from contnet_mm.swap.edit import walk
 
 TASKS = (
     'detection',
@@ -131,13 +132,7 @@ def type_name(node: object) -> str:
 
 def dicts_in(node: object) -> Iterator[dict]:
     """Yield every dict in a part of a config, the outer ones first."""
-    if isinstance(node, Mapping):
-        yield node
-        for value in node.values():
-            yield from dicts_in(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from dicts_in(value)
+    return (part for _, part in walk(node))
 
 
 def _is_multimodal(kind: str | type | None, scope: str | None) -> bool:
