@@ -194,17 +194,18 @@ def before_and_after(config, path):
     return config
 
 
-def test_caller_keeps_the_config_the_random_numbers_and_the_default_scope():
+def test_caller_keeps_the_config_the_random_numbers_and_the_default_scope(monkeypatch):
+    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
     config = read(f'{FASTER}r50_fpn_1x_coco.py')
     before = copy.deepcopy(config.to_dict())
     torch.manual_seed(0), np.random.seed(0), random.seed(0)
     expected = torch.rand(1), np.random.rand(), random.random()
     torch.manual_seed(0), np.random.seed(0), random.seed(0)
-    scope = DefaultScope.get_current_instance()
+    DefaultScope.get_instance('caller', scope_name='mmseg')
     swap_backbone(config)
     assert (torch.rand(1), np.random.rand(), random.random()) == expected
     assert config.to_dict() == before
-    assert DefaultScope.get_current_instance() is scope
+    assert DefaultScope.get_current_instance().scope_name == 'mmseg'
 
 
 # The same as by hand ------------------------------------------------------------------------------

@@ -83,10 +83,11 @@ def test_a_scope_in_the_type_counts_more_than_the_default():
     assert kind_of(Config(dict(default_scope='mmseg', model=model))) == 'instance segmentation'
 
 
-def test_asking_leaves_the_default_scope():
-    before = DefaultScope.get_current_instance()
+def test_asking_leaves_the_default_scope(monkeypatch):
+    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
+    DefaultScope.get_instance('caller', scope_name='mmdet')
     task_of(Config(dict(default_scope='mmseg', model=dict(type='EncoderDecoder'))))
-    assert DefaultScope.get_current_instance() is before
+    assert DefaultScope.get_current_instance().scope_name == 'mmdet'
 
 
 def test_dicts_inside_lists_are_found():
