@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from contnet_mm import ops
 from contnet_mm.arch import NUM_STAGES, check_flag, check_integer, check_integers, resolve_arch
 from contnet_mm.blocks import ConTBlock, build_stem
 from contnet_mm.layers import RelativePosition
@@ -19,6 +20,55 @@ MIN_SIZE = 32  # pixels; the stride of the last map
 STEM_STRIDE = 4
 
 
+class Stages(nn.ModuleList):
+    """The blocks behind the stem, stage by stage.
+
+    Args:
+        stages: Blocks of each stage.
+        out_indices: Which stages to return a map of.
+        compile: Whether to compile them. The stem is left out: its pooling makes a compiler tell
+            even sizes from odd ones, and there is nothing in it to fuse.
+
+    Raises:
+        ValueError: If they are to be compiled and torch is too old.
+    """
+
+    def __init__(
+        self, stages: Sequence[nn.ModuleList], out_indices: Sequence[int], compile: bool
+    ) -> None:
+        super().__init__(stages)
+        self.out_indices = out_indices
+        self.compiled = check_flag('compile', compile)
+        if compile and not ops.AVAILABLE:
+            raise ValueError(f'compile=True needs torch 2.4 or newer, this is {torch.__version__}')
+        self._compile()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the wanted maps from that of the stem, [B, C, H, W]."""
+        outs = []
+        for i, stage in enumerate(self):
+            for block in stage:
+                x, encoded = block(x)
+            if i in self.out_indices:
+                # The network works channels-last, but mmcv's RoIAlign takes any memory for NCHW
+                # and crops garbage from other maps without a word.
+                outs.append((x if i == NUM_STAGES - 1 else encoded).contiguous())
+        return tuple(outs)
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        if isinstance(index, slice):  # a part of them is no network, but a list as any
+            return nn.ModuleList([*self][index])
+        return super().__getitem__(index)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._compile()  # copies come without the compiled program
+
+    def _compile(self) -> None:
+        if self.compiled:
+            self.compile(dynamic=True, fullgraph=True)
+
+
 @MODELS.register_module()
 class ConTNet(PretrainedModule):
     """ConTNet, a convolution-transformer network (arXiv 2104.13497).
@@ -26,8 +76,8 @@ class ConTNet(PretrainedModule):
     Gives maps like a ResNet's, at strides 4, 8, 16 and 32 of the input. The first three are the
     output of the second encoder in the last block of their stage, the richest map before it is
     down-sampled; the fourth is the output of the network. Any height and width from 32 pixels is
-    taken: windows are padded inside the encoders, padded tokens are masked out, and at multiples of
-    224 the result is that of the official network.
+    taken: windows at the border are as small as the map makes them, and at multiples of 224 the
+    result is that of the official network.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'medium'``, ``'base'`` (or the paper's ``'Ti'``, ``'S'``,
@@ -50,6 +100,8 @@ class ConTNet(PretrainedModule):
         norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.blocks.build_norm`.
         norm_eval: Keep batch norm in eval mode while training.
         with_cp: Recompute encoders in the backward pass to save memory; the values stay the same.
+        compile: Compile the stages with ``torch.compile``, once for all image sizes; needs torch
+            2.4. MMEngine's own ``compile`` takes the whole model, which detectors break.
         init_cfg: As in MMEngine. ``dict(type='Pretrained', checkpoint=...)`` takes the official
             files as released, our own, and classifiers, detectors and segmentors with this
             backbone, and raises unless each tensor is found.
@@ -85,6 +137,7 @@ class ConTNet(PretrainedModule):
         norm_cfg: dict = dict(type='BN'),  # noqa: B006 (copied, never written to)
         norm_eval: bool = False,
         with_cp: bool = False,
+        compile: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(norm_cfg, norm_eval, init_cfg)
@@ -114,9 +167,8 @@ class ConTNet(PretrainedModule):
             pre_norm=check_flag('pre_norm', pre_norm),
             qkv_bias=check_flag('qkv_bias', qkv_bias),
         )
-        self.stages = nn.ModuleList(
-            self._build_stage(stage, arch, shared) for stage in range(self.out_indices[-1] + 1)
-        )
+        stages = [self._build_stage(i, arch, shared) for i in range(self.out_indices[-1] + 1)]
+        self.stages = Stages(stages, self.out_indices, compile)
         self.apply(_init_module)
         self._freeze()
 
@@ -176,16 +228,7 @@ class ConTNet(PretrainedModule):
                 f'images must be [B, {self.in_channels}, H, W] with H and W at least {MIN_SIZE}, '
                 f'got {[*x.shape]}'
             )
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        outs = []
-        for i, stage in enumerate(self.stages):
-            for block in stage:
-                x, encoded = block(x)
-            if i in self.out_indices:
-                # The network works channels-last, but mmcv's RoIAlign takes any memory for NCHW
-                # and crops garbage from other maps without a word.
-                outs.append((x if i == NUM_STAGES - 1 else encoded).contiguous())
-        return tuple(outs)
+        return self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
 
     def builds(self, key: str) -> bool:
         """Tell whether the part that a key of the whole network belongs to is built here."""

@@ -285,7 +285,8 @@ def test_compiling_and_exporting_follow_the_whole_graph(thin_arch, size, positio
             torch.export.export(net, (x,)).module()(x) if hasattr(torch.export, 'export') else plain
         )
     for maps in (compiled, exported):
-        assert all(torch.equal(a, b) for a, b in zip(maps, plain, strict=True))
+        for a, b in zip(maps, plain, strict=True):  # which is computed a few windows at a time
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_the_backbone_can_be_pickled_and_copied(thin_arch):
