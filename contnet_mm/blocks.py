@@ -111,6 +111,8 @@ class ConTBlock(nn.Module):
         self.pool_size = stride if avg_down else 1
         self.norm = build_norm(norm_cfg, channels)
         self.encoders = WindowEncoders(channels, **encoder_cfg)
+        for encoder in self.encoders:
+            encoder.ffn.is_checkpointed = with_cp
         self.conv = self.downsample = None
         if out_channels is None:
             return

@@ -81,7 +81,8 @@ def count(model: nn.Module, inputs: Tensor, **kwargs) -> Complexity:
     """Count a model's parameters and the multiply-adds of one forward pass.
 
     Nothing is computed: the pass runs on shapes alone, torch's meta device. Windows count as they
-    are executed, with their padding. Norms, activations, pooling and mmcv's operators do not count.
+    are executed: smaller where a map ends. Norms, activations, pooling and mmcv's operators do not
+    count.
 
     Args:
         model: Any model; it is not changed.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contnet_mm import ops
-from contnet_mm.windows import Maps, Windows, cut
+from contnet_mm.windows import Maps, Windows, area, cut
 
 # Bytes of the widest activation of a run of windows: what the caches of a core hold.
 RUN_BYTES = 8 * 2**20
@@ -154,15 +154,19 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int, hidden_channels: int, drop_rate: float) -> None:
         super().__init__()
         self.drop_rate = drop_rate
+        self.is_checkpointed = False
         self.fc1 = Linear(channels, hidden_channels)
         self.fc2 = Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform tokens, [T, C] -> [T, C]."""
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # Inside a checkpoint, which keeps nothing anyhow, what follows would hide from it what it
+        # has to let go of.
+        if torch.is_grad_enabled() and not ops.is_traced() and not self.is_checkpointed:
             hidden = self.fc1(x)
             x = F.gelu(hidden)
-            if not (self.training and self.drop_rate):
+            # Tensors of tracers have no memory to know them by.
+            if x.__class__ is Tensor and not (self.training and self.drop_rate):
                 # What is saved for the second layer is computed again from what GELU saves.
                 with _computed_again(x, F.gelu, hidden):
                     return self.fc2(x)
@@ -276,13 +280,13 @@ class WindowEncoders(nn.ModuleList):
             return self._run(tokens, windows)
         # Intermediate tensors of a whole map fit no cache, and the system hands out their memory
         # page by page, each time anew. Windows do not know of each other: a few at a time will do.
-        hidden = self[0].ffn.fc1.out_features * tokens.element_size()
+        hidden = self[0].ffn.fc1.out_features * tokens.dtype.itemsize
         out, start = torch.empty_like(tokens), 0
         for group in windows:
-            length = max(1, RUN_BYTES // (hidden * group.area))
+            length = max(1, RUN_BYTES // (hidden * area(group)))
             for first in range(0, group.count, length):
-                run = group._replace(count=min(length, group.count - first))
-                stop = start + run.count * run.area
+                run = Windows(min(length, group.count - first), group.height, group.width)
+                stop = start + run.count * area(run)
                 out[start:stop] = self._run(tokens[start:stop], [run])
                 start = stop
         return out

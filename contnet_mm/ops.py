@@ -23,6 +23,11 @@ def are_used() -> bool:
     return AVAILABLE and torch.compiler.is_dynamo_compiling()
 
 
+def is_traced() -> bool:
+    """Tell whether torch.compile or torch.export is looking on; torch before 2.3 cannot tell."""
+    return getattr(torch.compiler, 'is_compiling', bool)()
+
+
 def to_windows(x: Tensor, sides: Sequence[int]) -> Tensor:
     """Bring a channels-last map into the order of its windows, [B, C, H, W] -> [T, C]."""
     if are_used():

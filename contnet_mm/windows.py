@@ -28,10 +28,10 @@ class Windows(NamedTuple):
     height: int
     width: int
 
-    @property
-    def area(self) -> int:
-        """Tokens of each window."""
-        return self.height * self.width
+
+def area(windows: Windows) -> int:
+    """Tokens of each of these windows."""
+    return windows.height * windows.width
 
 
 class Maps(NamedTuple):
@@ -115,27 +115,32 @@ def window_order(
     """
     if width <= sides[-1] and (batch == 1 or len(_bands(height, sides[0])) == 1):
         return None
-    return _unless_traced(_window_order)(batch, height, width, sides, device)
+    make = _make_order if _must_be_made_anew() else _kept_order
+    return make(batch, height, width, sides, device)
 
 
-@lru_cache(maxsize=8)  # as many as a few image sizes need; larger maps take a megabyte each
-def _window_order(
+def _make_order(
     batch: int, height: int, width: int, sides: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):  # what is kept may be used in training later
-        places = torch.arange(batch * height * width, device=device)
-        order = token_order(places.view(batch, height, width), sides)
-        inverse = torch.empty_like(order)
-        inverse[order] = places
+    places = torch.arange(batch * height * width, device=device)
+    order = token_order(places.view(batch, height, width), sides)
+    inverse = torch.empty_like(order)
+    inverse[order] = places
     return order, inverse
 
 
-def _unless_traced(function: Callable) -> Callable:
-    """Returns a function that keeps its results, or the plain one while torch traces.
+@lru_cache(maxsize=8)  # as many as a few image sizes need; large maps take a megabyte each
+def _kept_order(*args) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # what is kept may be used in training later
+        return _make_order(*args)
 
-    Tensors that are made then hold no values, as in ``torch.export``, and must not be found later.
+
+def _must_be_made_anew() -> bool:
+    """Tell whether results must not be kept: tensors that torch.export makes hold no values.
+
+    The compiler of torch before 2.4 cannot look into what keeps results.
     """
-    return function if type(torch.empty(0)) is Tensor else function.__wrapped__
+    return not hasattr(torch.library, 'custom_op') or torch.empty(0).__class__ is not Tensor
 
 
 def places(side: int, height: int, width: int, inner: int, device: torch.device) -> Tensor:
@@ -151,14 +156,19 @@ def places(side: int, height: int, width: int, inner: int, device: torch.device)
     Returns:
         Row times p plus column of each token in their order, [height * width].
     """
-    return _unless_traced(_places)(side, height, width, inner, device)
+    make = _make_places if _must_be_made_anew() else _kept_places
+    return make(side, height, width, inner, device)
+
+
+def _make_places(side: int, height: int, width: int, inner: int, device: torch.device) -> Tensor:
+    grid = torch.arange(side * side, device=device).view(1, side, side)
+    return token_order(grid[:, :height, :width], [inner])
 
 
 @lru_cache(maxsize=64)  # small ones, of the shapes that windows at the border have
-def _places(side: int, height: int, width: int, inner: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # what is kept may be used in training later
-        grid = torch.arange(side * side, device=device).view(1, side, side)
-        return token_order(grid[:, :height, :width], [inner])
+def _kept_places(*args) -> Tensor:
+    with torch.inference_mode(False):  # as above
+        return _make_places(*args)
 
 
 class _Reorder(torch.autograd.Function):
@@ -202,18 +212,18 @@ def map_windows(
     """
     parts, start = [], 0
     for group in windows:
-        stop = start + group.count * group.area
+        stop = start + group.count * area(group)
         whole = [
-            x[start:stop].view(group.count, group.area, x.shape[-1]) for x in (tokens, *others)
+            x[start:stop].view(group.count, area(group), x.shape[-1]) for x in (tokens, *others)
         ]
         pieces, begin = [], 0
         for piece in cut(group.height, group.width, side):
-            end = begin + piece.count * piece.area
+            end = begin + piece.count * area(piece)
             number = group.count * piece.count
             part, *beside = (
-                x[:, begin:end].reshape(number, piece.area, x.shape[-1]) for x in whole
+                x[:, begin:end].reshape(number, area(piece), x.shape[-1]) for x in whole
             )
-            part = function(part, piece._replace(count=number), *beside)
+            part = function(part, Windows(number, piece.height, piece.width), *beside)
             pieces.append(part.reshape(group.count, end - begin, part.shape[-1]))
             begin = end
         part = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from contnet_mm import windows as windows_module
 from contnet_mm.windows import (
     Windows,
+    area,
     cut,
     map_windows,
     places,
@@ -23,7 +24,7 @@ CPU = torch.device('cpu')
 
 def runs(tokens, windows):
     """Split tokens, [T], into those of each window."""
-    parts = iter(tokens.split([w.area for w in windows for _ in range(w.count)]))
+    parts = iter(tokens.split([area(w) for w in windows for _ in range(w.count)]))
     return [(w, next(parts)) for w in windows for _ in range(w.count)]
 
 
@@ -31,7 +32,7 @@ def runs(tokens, windows):
 @given(st.integers(0, 3), LENGTHS, LENGTHS, st.integers(1, 15))
 def test_windows_have_as_many_tokens_as_the_maps(count, height, width, side):
     windows = cut(height, width, side, count=count)
-    assert sum(w.count * w.area for w in windows) == count * height * width
+    assert sum(w.count * area(w) for w in windows) == count * height * width
     assert all(1 <= w.height <= side and 1 <= w.width <= side for w in windows)
     if count:
         assert sum(w.count for w in windows) == count * -(-height // side) * -(-width // side)
@@ -66,11 +67,11 @@ def test_each_window_is_one_run_of_tokens_and_so_are_those_nested_in_it(
         begin = 0
         for piece in cut(window.height, window.width, inner):
             for _ in range(piece.count):
-                nested = run[begin : begin + piece.area]
+                nested = run[begin : begin + area(piece)]
                 top, left = ((nested[0] % (height * width)) // width, nested[0] % width)
                 part = maps[image, top : top + piece.height, left : left + piece.width]
                 assert torch.equal(nested, part.flatten())  # row by row
-                begin += piece.area
+                begin += area(piece)
     assert len(seen) == batch * -(-height // outer) * -(-width // outer)
 
 
@@ -102,7 +103,7 @@ def test_nothing_moves_exactly_where_the_two_orders_are_the_same(batch, height, 
 
 @pytest.mark.parametrize('first', [torch.inference_mode, torch.enable_grad])
 def test_an_order_that_inference_asked_for_serves_training(first):
-    windows_module._window_order.cache_clear()
+    windows_module._kept_order.cache_clear()
     with first():
         window_order(2, 9, 10, (4, 2), CPU)
     order = window_order(2, 9, 10, (4, 2), CPU)
@@ -113,7 +114,7 @@ def test_an_order_that_inference_asked_for_serves_training(first):
 
 def test_an_empty_batch_has_an_empty_order():
     assert token_order(torch.zeros(0, 20, 30), (14, 7)).shape == (0,)
-    assert sum(w.count * w.area for w in cut(20, 30, 14, count=0)) == 0
+    assert sum(w.count * area(w) for w in cut(20, 30, 14, count=0)) == 0
     order = window_order(0, 20, 30, (14, 7), CPU)
     assert reorder(torch.zeros(0, 8), *order).shape == (0, 8)
 
@@ -165,7 +166,7 @@ def test_a_function_sees_each_window_of_a_side_once(batch, height, width, sides,
     seen = []
 
     def double(part, group):
-        assert part.shape == (group.count, group.area, 1)
+        assert part.shape == (group.count, area(group), 1)
         for window in part[..., 0]:
             rows, columns = window % (height * width) // width, window % width
             assert rows.max() - rows.min() + 1 == group.height
