@@ -1,0 +1,212 @@
+"""The backbones that are compared, each as a module that gives four maps, with random weights.
+
+Nothing is frozen and nothing is dropped at random, so that all of them compute all the time; only
+ConT-B keeps the dropout that belongs to it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contnet_mm.benchmark.plan import NETWORKS, Size
+from contnet_mm.contnet import ConTNet
+
+CONTIGUOUS, CHANNELS_LAST = 'contiguous', 'channels_last'
+MEMORY_FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
+PLAIN_FILE = Path(__file__).parents[2] / 'tests' / 'plain.py'
+TIMM_NAMES = {
+    'resnet50': 'resnet50',
+    'swin-t': 'swin_tiny_patch4_window7_224',
+    'convnext-t': 'convnext_tiny',
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to build a network; the fastest of them counts.
+
+    Args:
+        source: Whose implementation: ``'contnet_mm'``, ``'plain'``, ``'torchvision'`` or
+            ``'timm'``.
+        memory_format: Of weights and images, ``'contiguous'`` or ``'channels_last'``.
+        fused_attention: Of timm's Swin; None where there is no choice.
+    """
+
+    source: str
+    memory_format: str = CONTIGUOUS
+    fused_attention: bool | None = None
+
+    def __str__(self) -> str:
+        attention = {None: '', True: ', fused attention', False: ', unfused attention'}
+        return f'{self.source}, {self.memory_format}{attention[self.fused_attention]}'
+
+
+def list_settings(network: str, timm: bool | None = None) -> list[Setting]:
+    """List the ways to build a network.
+
+    ConTNet chooses its memory format itself, and the plain reading is contiguous by definition.
+
+    Args:
+        network: One of ``NETWORKS``.
+        timm: Whether timm's implementations are among them; by default if timm is installed.
+
+    Raises:
+        ValueError: If the network is unknown.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f'network {network!r} is unknown; choose among {[*NETWORKS]}')
+    if network.startswith('contnet'):
+        return [Setting('contnet_mm')]
+    if network.startswith('plain'):
+        return [Setting('plain')]
+    formats = (CONTIGUOUS, CHANNELS_LAST)
+    settings = [Setting('torchvision', memory_format) for memory_format in formats]
+    if timm is None:
+        timm = find_spec('timm') is not None
+    if timm:
+        fused = (True, False) if network == 'swin-t' else (None,)
+        settings += [Setting('timm', format_, flag) for format_ in formats for flag in fused]
+    return settings
+
+
+def build_network(
+    network: str, setting: Setting, size: Size, compile_itself: bool = False
+) -> nn.Module:
+    """Build a network.
+
+    Args:
+        network: One of ``NETWORKS``.
+        setting: One of its ``list_settings``.
+        size: Of the images that it will get.
+        compile_itself: Build ConTNet with its own option to compile itself.
+
+    Returns:
+        A module that takes images, [B, 3, H, W], and gives a tuple of four maps at strides 4, 8,
+        16 and 32.
+
+    Raises:
+        FileNotFoundError: If the plain reading is wanted outside a checkout.
+        ModuleNotFoundError: If the library that the setting names is not installed.
+        ValueError: If the network is unknown.
+    """
+    torch.manual_seed(0)
+    family, _, variant = network.partition('-')
+    if family == 'contnet':
+        arch, _, option = variant.partition('-')
+        options = {
+            '': {},
+            'relative': dict(position='relative'),
+            'cp': dict(with_cp=True),
+        }[option]
+        if compile_itself:
+            options['compile'] = True
+        net: nn.Module = ConTNet(arch.capitalize(), **options)
+    elif family == 'plain':
+        net = load_plain().PlainConTNet(variant.capitalize())
+    elif setting.source == 'timm':
+        net = _build_timm(network, setting, size)
+    else:
+        net = _build_torchvision(network)
+    return net.to(memory_format=MEMORY_FORMATS[setting.memory_format])
+
+
+def load_plain() -> ModuleType:
+    """Load the plain reading of ConTNet, which lies among the tests of the checkout.
+
+    Raises:
+        FileNotFoundError: If this is no checkout.
+    """
+    if not PLAIN_FILE.is_file():
+        raise FileNotFoundError(
+            'the plain networks need tests/plain.py of a checkout, and this package is not in one'
+        )
+    spec = importlib.util.spec_from_file_location('contnet_plain', PLAIN_FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where torch.compile looks for the globals of its functions
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Staged(nn.Module):
+    """The stages of torchvision's Swin and ConvNeXt, which alternate with down-sampling."""
+
+    def __init__(self, features: nn.Sequential, channels_at_end: bool) -> None:
+        super().__init__()
+        self.features, self.channels_at_end = features, channels_at_end
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = []
+        for i, part in enumerate(self.features):
+            x = part(x)
+            if i % 2:
+                maps.append(x.permute(0, 3, 1, 2) if self.channels_at_end else x)
+        return tuple(maps)
+
+
+class _Named(nn.Module):
+    """A network that gives its maps by name."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.net(x).values())
+
+
+class _Padded(nn.Module):
+    """A network that wants whole patches: pads the image and gives its maps channels first."""
+
+    def __init__(self, net: nn.Module, divisor: int) -> None:
+        super().__init__()
+        self.net, self.divisor = net, divisor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        bottom, right = -x.shape[2] % self.divisor, -x.shape[3] % self.divisor
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
+        return tuple(y.permute(0, 3, 1, 2) for y in self.net(x))
+
+
+def _build_torchvision(network: str) -> nn.Module:
+    from torchvision.models import convnext_tiny, resnet50, swin_t
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.ops import StochasticDepth
+
+    if network == 'resnet50':
+        layers = {f'layer{stage}': str(stage) for stage in range(1, 5)}
+        return _Named(IntermediateLayerGetter(resnet50(), layers))
+    swin = network == 'swin-t'
+    net = _Staged((swin_t if swin else convnext_tiny)().features, channels_at_end=swin)
+    for module in net.modules():
+        if isinstance(module, StochasticDepth):
+            module.p = 0.0
+    return net
+
+
+def _build_timm(network: str, setting: Setting, size: Size) -> nn.Module:
+    import timm
+    from timm.layers import set_fused_attn
+
+    # Its ResNet counts the stem, at stride 2, as a map.
+    options = dict(out_indices=(1, 2, 3, 4) if network == 'resnet50' else (0, 1, 2, 3))
+    if network != 'resnet50':
+        options['drop_path_rate'] = 0.0
+    divisor = 4  # pixels of a patch
+    if network == 'swin-t':
+        options['img_size'] = tuple(
+            -(-side // divisor) * divisor for side in (size.height, size.width)
+        )
+    # Its Swin counts fused attention as experimental.
+    set_fused_attn(setting.fused_attention is not False, experimental=True)
+    net = timm.create_model(TIMM_NAMES[network], pretrained=False, features_only=True, **options)
+    return _Padded(net, divisor) if network == 'swin-t' else net
