@@ -1,5 +1,7 @@
 """Layers of the encoders: position tables, linear layers, encoders over runs of windows."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from contnet_mm import layers
-from contnet_mm.layers import AbsolutePosition, Linear, RelativePosition, WindowEncoders
+from contnet_mm.layers import (
+    AbsolutePosition,
+    FeedForward,
+    Linear,
+    RelativePosition,
+    WindowEncoders,
+)
 
 POSITIONS = ['absolute', 'relative']
 
@@ -126,6 +134,54 @@ def test_a_linear_layer_takes_no_tokens_at_all(shape):
     assert out.shape == (*shape[:-1], 4)
     out.sum().backward()
     assert x.grad.shape == shape
+
+
+def feed_forward(dtype=torch.float32):
+    layer = FeedForward(6, 10, 0.0).to(dtype)
+    x = torch.randn(7, 6, dtype=dtype, requires_grad=True)
+    return layer, x, [x, *layer.parameters()]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_the_feed_forward_half_has_the_gradients_of_a_plain_one(dtype):
+    layer, x, inputs = feed_forward(dtype)
+    hidden = F.gelu(F.linear(x, layer.fc1.weight, layer.fc1.bias))
+    plain = F.linear(hidden, layer.fc2.weight, layer.fc2.bias)
+    out, grad = layer(x), torch.randn_like(plain)
+    torch.testing.assert_close(out, plain)
+    found, expected = (torch.autograd.grad(y, inputs, grad) for y in (out, plain))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_under_autocast_the_feed_forward_half_has_gradients_close_to_the_plain_ones():
+    layer, x, inputs = feed_forward()
+    expected = torch.autograd.grad(layer(x).square().sum(), inputs)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        out = layer(x)
+    found = torch.autograd.grad(out.float().square().sum(), inputs)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 0.05 * b.abs().max()
+
+
+def test_the_feed_forward_half_can_be_differentiated_twice():
+    layer, x, _ = feed_forward(torch.float64)
+    assert torch.autograd.gradgradcheck(layer, x)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_what_an_activation_gives_is_not_kept_for_the_backward_pass(monkeypatch, dtype):
+    results, gelu = [], F.gelu
+
+    def spy(x):
+        result = gelu(x)
+        results.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(F, 'gelu', spy)
+    layer, x, _ = feed_forward(dtype)
+    out = layer(x)
+    assert results[0]() is None and out.requires_grad
 
 
 @pytest.mark.parametrize('windows', [(2, 4), (4, 2), (3, 3)])
