@@ -160,13 +160,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform tokens, [T, C] -> [T, C]."""
-        # Inside a checkpoint, which keeps nothing anyhow, what follows would hide from it what it
-        # has to let go of.
-        if torch.is_grad_enabled() and not ops.is_traced() and not self.is_checkpointed:
+        if torch.is_grad_enabled() and not ops.is_traced():
             hidden = self.fc1(x)
             x = F.gelu(hidden)
-            # Tensors of tracers have no memory to know them by.
-            if x.__class__ is Tensor and not (self.training and self.drop_rate):
+            # A checkpoint keeps nothing anyhow, and has to see what it lets go of. Tensors of
+            # tracers have no memory to know them by.
+            saves = not self.is_checkpointed and x.__class__ is Tensor
+            if saves and not (self.training and self.drop_rate):
                 # What is saved for the second layer is computed again from what GELU saves.
                 with _computed_again(x, F.gelu, hidden):
                     return self.fc2(x)
