@@ -138,6 +138,16 @@ def test_the_same_seed_drops_the_same_weights():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+@needs_operators
+def test_what_a_compiled_attention_drops_follows_the_seed_of_torch():
+    qkv = torch.randn(TOKENS, 24)
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(ops.mix_windows(qkv, None, Maps(*SIZE), 4, SIDES, 2, 0.3))
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
 def encoders(position, **kwargs):
     defaults = dict(num_heads=2, feedforward_channels=12, pre_norm=False, qkv_bias=True)
     module = WindowEncoders(8, (2, 4), position=position, **dict(defaults, drop_rate=0.0) | kwargs)
