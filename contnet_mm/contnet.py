@@ -102,6 +102,8 @@ class ConTNet(PretrainedModule):
         with_cp: Recompute encoders in the backward pass to save memory; the values stay the same.
         compile: Compile the stages with ``torch.compile``, once for all image sizes; needs torch
             2.4. MMEngine's own ``compile`` takes the whole model, which detectors break.
+        fused: On a GPU, compute the encoders of narrow stages by Triton kernels, which have not run
+            on one yet; without effect where they cannot run, as on a CPU or with dropout.
         init_cfg: As in MMEngine. ``dict(type='Pretrained', checkpoint=...)`` takes the official
             files as released, our own, and classifiers, detectors and segmentors with this
             backbone, and raises unless each tensor is found.
@@ -138,6 +140,7 @@ class ConTNet(PretrainedModule):
         norm_eval: bool = False,
         with_cp: bool = False,
         compile: bool = False,
+        fused: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(norm_cfg, norm_eval, init_cfg)
@@ -166,6 +169,7 @@ class ConTNet(PretrainedModule):
             position=position,
             pre_norm=check_flag('pre_norm', pre_norm),
             qkv_bias=check_flag('qkv_bias', qkv_bias),
+            fused=check_flag('fused', fused),
         )
         stages = [self._build_stage(i, arch, shared) for i in range(self.out_indices[-1] + 1)]
         self.stages = Stages(stages, self.out_indices, compile)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contnet_mm import ops
+from contnet_mm import kernels, ops
 from contnet_mm.windows import Maps, Windows, area, cut
 
 # Bytes of the widest activation of a run of windows: what the caches of a core hold.
@@ -259,18 +259,31 @@ class WindowEncoders(nn.ModuleList):
     Args:
         channels: Width C.
         windows: Window sides of the first and the second encoder; one divides the other.
+        fused: Run the kernels of :mod:`contnet_mm.kernels` where they take the map.
         **kwargs: Further arguments of :class:`Encoder`.
     """
 
-    def __init__(self, channels: int, windows: tuple[int, int], **kwargs) -> None:
-        self.sides = (max(windows), min(windows))
+    def __init__(
+        self, channels: int, windows: tuple[int, int], fused: bool = False, **kwargs
+    ) -> None:
+        self.sides, self.fused = (max(windows), min(windows)), fused
         super().__init__(Encoder(channels, window, **kwargs) for window in windows)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a channels-last map of any size, [B, C, H, W] -> [B, C, H, W]."""
+        if self.fused and kernels.can_run(x, drops=self.training and self[0].ffn.drop_rate > 0):
+            return self._encode_fused(x)
         maps = Maps(x.shape[0], x.shape[2], x.shape[3])
         tokens = self._encode(ops.to_windows(x, self.sides), maps)
         return ops.to_map(tokens, maps, self.sides)
+
+    def _encode_fused(self, x: Tensor) -> Tensor:
+        from contnet_mm.kernels.encoder import encode  # needs Triton, which few CPUs have
+
+        tokens = x.permute(0, 2, 3, 1)
+        for encoder in self:
+            tokens = encode(encoder, tokens)
+        return tokens.permute(0, 3, 1, 2)
 
     def _encode(self, tokens: Tensor, maps: Maps) -> Tensor:
         if ops.are_used():

@@ -1,7 +1,12 @@
 """Fixtures shared by the tests: a fixed seed and a thin backbone."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'  # before Triton is imported: kernels run on the CPU
 
 # Thin networks lose more to threads than they gain, most of all on a busy machine.
 torch.set_num_threads(1)

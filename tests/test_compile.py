@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from contnet_mm import ConTNet, ops
+from contnet_mm import ConTNet, kernels, ops
 from contnet_mm.contnet import Stages
 from tests.conftest import THIN_ARCH
 
@@ -334,3 +334,14 @@ def test_a_detector_trains_with_a_compiled_backbone(tmp_path, amp):
     saved = torch.load(tmp_path / 'out' / 'epoch_1.pth', weights_only=False)['state_dict']
     keys = {k.removeprefix('backbone.') for k in saved if k.startswith('backbone.')}
     assert keys == set(ConTNet('tiny').state_dict())
+
+
+@pytest.mark.skipif(not kernels.HAS_TRITON, reason='kernels need Triton')
+def test_fused_kernels_need_no_graph_for_each_size(counters):
+    eager, compiled = build_pair(fused=True)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    eager, compiled = eager.to(device), compiled.to(device)
+    for height, width in ((33, 41), (45, 39), (64, 70)):
+        x = torch.randn(2, 3, height, width, device=device)
+        assert_same(step(compiled, x), step(eager, x), 1e-4)
+    assert counters['stats']['unique_graphs'] == 1

@@ -1,0 +1,226 @@
+"""The kernels as operators of torch, with shapes for compilers, gradients and FLOPs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from contnet_mm.kernels import attention, mlp, norm
+from contnet_mm.windows import area, cut
+
+custom_op = torch.library.custom_op
+
+
+def _norm_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the input, scale and shift of a layer norm over [T, C]."""
+    out, gamma_grad, beta_grad = norm.backward(grad.contiguous(), x, mean, rstd, gamma)
+    return out, gamma_grad.to(gamma.dtype), beta_grad.to(beta.dtype)
+
+
+def _normalise(x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return ((x - mean[:, None]) * rstd[:, None] * gamma + beta).to(x.dtype)
+
+
+def position_map(table: Tensor, height: int, width: int, side: int) -> Tensor:
+    """Lay a table of positions, [P, C], out over a map, [H, W, C]."""
+    rows = torch.arange(height, device=table.device) % side
+    columns = torch.arange(width, device=table.device) % side
+    return table[rows[:, None] * side + columns]
+
+
+def sum_by_place(x: Tensor, side: int) -> Tensor:
+    """Add up the tokens at each place of their windows, [B, H, W, C] -> [P, C] in float32.
+
+    Without the atomic additions of an index, so that the sum has one order.
+    """
+    batch, height, width, channels = x.shape
+    x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
+    x = x.view(batch, x.shape[1] // side, side, x.shape[2] // side, side, channels)
+    return x.sum((0, 1, 3), dtype=torch.float32).view(side * side, channels)
+
+
+@custom_op('contnet_mm::fused_mlp', mutates_args=())
+def fused_mlp(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor, beta: Tensor,
+    eps: float, pre_norm: bool, save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """See :func:`contnet_mm.kernels.mlp.forward`; tensors may lie in memory as they like."""
+    tensors = [t.contiguous() for t in (x, w1, b1, w2, b2, gamma, beta)]
+    return mlp.forward(*tensors, eps, pre_norm, save)
+
+
+@fused_mlp.register_fake
+def _(x, w1, b1, w2, b2, gamma, beta, eps, pre_norm, save):
+    total = x.new_empty(x.shape[0] if save and not pre_norm else 0, x.shape[1])
+    statistics = [x.new_empty(x.shape[0] if save else 0, dtype=torch.float32) for _ in range(2)]
+    return x.new_empty(x.shape), total, *statistics
+
+
+@custom_op('contnet_mm::fused_mlp_backward', mutates_args=())
+def fused_mlp_backward(
+    grad: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, gamma: Tensor, beta: Tensor,
+    total: Tensor, mean: Tensor, rstd: Tensor, pre_norm: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the tensors of :func:`fused_mlp`, in their order."""
+    grad, x, w1, b1, w2 = (t.contiguous() for t in (grad, x, w1, b1, w2))
+    gamma, beta = gamma.contiguous(), beta.contiguous()
+    sum_grad = grad
+    if not pre_norm:
+        sum_grad, *norm_grads = _norm_backward(grad, total, mean, rstd, gamma, beta)
+    x_grad, w1_grad, b1_grad, w2_grad = mlp.backward(
+        sum_grad, x, w1, b1, w2, gamma, beta, mean, rstd, pre_norm
+    )
+    if pre_norm:
+        y_grad, *norm_grads = _norm_backward(x_grad, x, mean, rstd, gamma, beta)
+        x_grad = y_grad + grad
+    b2_grad = sum_grad.sum(0, dtype=torch.float32)
+    weights = (w1, w1_grad), (b1, b1_grad), (w2, w2_grad), (b1, b2_grad)
+    grads = [g.to(w.dtype).contiguous() for w, g in weights]
+    return [x_grad, *grads, *norm_grads]
+
+
+@fused_mlp_backward.register_fake
+def _(grad, x, w1, b1, w2, gamma, beta, total, mean, rstd, pre_norm):
+    like = (x, w1, b1, w2)
+    grads = [t.new_empty(t.shape) for t in like]
+    return [*grads, b1.new_empty(x.shape[1]), *(t.new_empty(t.shape) for t in (gamma, beta))]
+
+
+def _mlp_setup(ctx, inputs, output):
+    x, w1, b1, w2, _, gamma, beta, _, ctx.pre_norm, ctx.saves = inputs
+    ctx.save_for_backward(x, w1, b1, w2, gamma, beta, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _mlp_backward(ctx, grad, *_):
+    _check_saved(ctx)
+    grads = fused_mlp_backward(grad, *ctx.saved_tensors, ctx.pre_norm)
+    return *grads, None, None, None
+
+
+def _check_saved(ctx) -> None:
+    if not ctx.saves:
+        raise ValueError('save must be True where a backward pass is to follow, got False')
+
+
+fused_mlp.register_autograd(_mlp_backward, setup_context=_mlp_setup)
+
+
+@custom_op('contnet_mm::fused_attention', mutates_args=())
+def fused_attention(
+    x: Tensor, position: Tensor | None, bias: Tensor | None, qkv_weight: Tensor,
+    qkv_bias: Tensor | None, weight: Tensor, proj_bias: Tensor, gamma: Tensor, beta: Tensor,
+    eps: float, side: int, num_heads: int, pre_norm: bool, save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """See :func:`contnet_mm.kernels.attention.forward`; memory as for :func:`fused_mlp`."""
+    tensors = (x, position, bias, qkv_weight, qkv_bias, weight, proj_bias, gamma, beta)
+    tensors = [None if t is None else t.contiguous() for t in tensors]
+    return attention.forward(*tensors, eps, side, num_heads, pre_norm, save)
+
+
+@fused_attention.register_fake
+def _(x, position, bias, qkv_weight, qkv_bias, weight, proj_bias, gamma, beta, *rest):
+    _, _, num_heads, pre_norm, save = rest
+    tokens, channels = x.shape[0] * x.shape[1] * x.shape[2], x.shape[3]
+    mixed = x.new_empty(tokens if save or num_heads > 1 else 0, channels)
+    total = x.new_empty(tokens if save and not pre_norm else 0, channels)
+    statistics = [x.new_empty(tokens if save else 0, dtype=torch.float32) for _ in range(2)]
+    return x.new_empty(x.shape), mixed, total, *statistics
+
+
+@custom_op('contnet_mm::fused_attention_backward', mutates_args=())
+def fused_attention_backward(
+    grad: Tensor, x: Tensor, position: Tensor | None, bias: Tensor | None, qkv_weight: Tensor,
+    qkv_bias: Tensor | None, weight: Tensor, gamma: Tensor, beta: Tensor, mixed: Tensor,
+    total: Tensor, mean: Tensor, rstd: Tensor, side: int, num_heads: int, pre_norm: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the tensors of :func:`fused_attention` that are there, in their order."""
+    _, height, width, channels = x.shape
+    grad = grad.reshape(-1, channels)
+    if position is not None:
+        x = x + position_map(position, height, width, side)
+    tokens, gamma = x.reshape(-1, channels).contiguous(), gamma.contiguous()
+    if pre_norm:
+        sum_grad, y = grad, _normalise(tokens, mean, rstd, gamma, beta)
+    else:
+        sum_grad, *norm_grads = _norm_backward(grad, total, mean, rstd, gamma, beta)
+        y = tokens
+    bias = None if bias is None else bias.contiguous()
+    qkv = F.linear(y, qkv_weight, qkv_bias).contiguous()
+    mixed_grad = (sum_grad @ weight).contiguous()
+    qkv_grad, bias_grad = attention.backward(mixed_grad, qkv, bias, height, width, side, num_heads)
+    x_grad = qkv_grad @ qkv_weight
+    if pre_norm:
+        x_grad, *norm_grads = _norm_backward(x_grad, tokens, mean, rstd, gamma, beta)
+    x_grad = (x_grad + sum_grad).view(x.shape)
+    grads = [x_grad]
+    if position is not None:
+        grads.append(sum_by_place(x_grad, side).to(position.dtype))
+    if bias is not None:
+        grads.append(bias_grad.to(bias.dtype))
+    grads.append(qkv_grad.t() @ y)
+    if qkv_bias is not None:
+        grads.append(qkv_grad.sum(0))
+    return [*grads, sum_grad.t() @ mixed, sum_grad.sum(0), *norm_grads]
+
+
+@fused_attention_backward.register_fake
+def _(grad, x, position, bias, qkv_weight, qkv_bias, weight, gamma, beta, *_):
+    like = (x, position, bias, qkv_weight, qkv_bias, weight)
+    grads = [t.new_empty(t.shape) for t in like if t is not None]
+    return [*grads, x.new_empty(x.shape[3]), *(t.new_empty(t.shape) for t in (gamma, beta))]
+
+
+def _attention_setup(ctx, inputs, output):
+    x, position, bias, qkv_weight, qkv_bias, weight, _, gamma, beta, _, *rest = inputs
+    *ctx.rest, ctx.saves = rest
+    ctx.present = [t is not None for t in inputs[:9]]
+    tensors = (x, position, bias, qkv_weight, qkv_bias, weight, gamma, beta)
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _attention_backward(ctx, grad, *_):
+    _check_saved(ctx)
+    grads = iter(fused_attention_backward(grad, *ctx.saved_tensors, *ctx.rest))
+    return *(next(grads) if there else None for there in ctx.present), *([None] * 5)
+
+
+fused_attention.register_autograd(_attention_backward, setup_context=_attention_setup)
+
+
+@register_flop_formula(torch.ops.contnet_mm.fused_mlp)
+def _mlp_flops(x_shape, w1_shape, *_, **__) -> int:
+    return 4 * x_shape[0] * w1_shape[0] * w1_shape[1]
+
+
+@register_flop_formula(torch.ops.contnet_mm.fused_mlp_backward)
+def _mlp_backward_flops(grad_shape, x_shape, w1_shape, *_, **__) -> int:
+    return 14 * x_shape[0] * w1_shape[0] * w1_shape[1]  # seven products, three of them once more
+
+
+def _pairs(shape: tuple[int, ...], side: int) -> int:
+    """Pairs of query and key in the windows of a map, [B, H, W, C]."""
+    groups = cut(shape[1], shape[2], side, count=shape[0])
+    return sum(group.count * area(group) ** 2 for group in groups)
+
+
+@register_flop_formula(torch.ops.contnet_mm.fused_attention)
+def _attention_flops(x_shape, *args, **__) -> int:
+    *_, side, _, _, _ = args
+    batch, height, width, channels = x_shape
+    return 8 * batch * height * width * channels**2 + 4 * _pairs(x_shape, side) * channels
+
+
+@register_flop_formula(torch.ops.contnet_mm.fused_attention_backward)
+def _attention_backward_flops(grad_shape, x_shape, *args, **__) -> int:
+    *_, side, _, _ = args
+    batch, height, width, channels = x_shape
+    linear = 22 * batch * height * width * channels**2  # q, k and v once more, and all gradients
+    return linear + 10 * _pairs(x_shape, side) * channels
