@@ -416,6 +416,13 @@ def test_order_is_shuffled_in_each_round_and_repeatable():
     assert len(set(order(0))) > 1
 
 
+def test_fused_kernels_are_timed_on_gpus_alone():
+    asked = dict(networks=['contnet-m-fused'], modes=['eager'], dtypes=['bfloat16'])
+    with pytest.raises(ValueError, match="'contnet-m-fused' is one of CUDA devices, got .*'cpu'"):
+        plan_cells(**asked, pass_name='training', device='cpu')
+    assert len(plan_cells(**asked, pass_name='training', device='cuda')) == 1
+
+
 def test_multiscale_runs_each_shape_in_both_passes_and_keeps_failures(made_steps):
     table = {'size': MULTISCALE, 'pass': 'training'}
     cells = [Cell('resnet50', 'eager', 'float32'), Cell('swin-t', 'dynamic', 'float32')]

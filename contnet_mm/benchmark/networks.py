@@ -106,6 +106,7 @@ def build_network(
             '': {},
             'relative': dict(position='relative'),
             'cp': dict(with_cp=True),
+            'fused': dict(fused=True),
         }[option]
         if compile_itself:
             options['compile'] = True

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 NETWORKS = ('contnet-ti', 'contnet-s', 'contnet-m', 'contnet-b', 'contnet-m-relative')
-NETWORKS += ('contnet-m-cp', 'plain-ti', 'plain-s', 'plain-m', 'plain-b')
+NETWORKS += ('contnet-m-cp', 'contnet-m-fused', 'plain-ti', 'plain-s', 'plain-m', 'plain-b')
 NETWORKS += ('resnet50', 'swin-t', 'convnext-t')
 PASSES = ('inference', 'training')
 EAGER, COMPILED, DYNAMIC = 'eager', 'compiled', 'dynamic'
@@ -103,8 +103,11 @@ def plan_cells(
         device: ``'cpu'`` or ``'cuda'``.
 
     Raises:
-        ValueError: If a dtype is not there on the device.
+        ValueError: If a dtype or a network is not there on the device.
     """
+    fused = [network for network in networks if network.endswith('-fused')]
+    if device != 'cuda' and fused:
+        raise ValueError(f'network {fused[0]!r} is one of CUDA devices, got device {device!r}')
     if device != 'cuda' and TF32 in dtypes:
         raise ValueError(f'dtype {TF32!r} is one of CUDA devices, got device {device!r}')
     training = pass_name == 'training'

@@ -1,0 +1,66 @@
+"""Times the fused kernels of ConT-M one by one on a GPU, beside the portable path."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not installed
+    sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from contnet_mm.benchmark.kernels import make_halves, measure, render  # noqa: E402
+from contnet_mm.benchmark.machine import describe_hardware, describe_software  # noqa: E402
+from contnet_mm.benchmark.plan import parse_size  # noqa: E402
+from contnet_mm.safe_save import write_file  # noqa: E402
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Bytes are those that no kernel can avoid: the map read and written, in the '
+        'backward pass with its gradients. Writes kernels.json and kernels.md.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument('--size', default='8x800x1333', help='of the images, BxHxW')
+    parser.add_argument('--ms', type=int, default=100, help='that each kernel is timed for')
+    parser.add_argument(
+        '--out-dir', type=Path, default=Path('work_dirs/benchmark'), help='folder to write to'
+    )
+    return parser
+
+
+def main() -> None:
+    """Times all kernels."""
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        size = parse_size(args.size)
+    except ValueError as error:
+        parser.error(str(error))
+    if not torch.cuda.is_available():
+        parser.error('there is no CUDA device, which the kernels are for')
+    from triton.testing import do_bench
+
+    rows = []
+    for half in make_halves('medium', size, 'cuda', torch.bfloat16):
+        rows += measure(half, lambda run: do_bench(run, rep=args.ms, return_mode='median'))
+        print(render(rows[-2:]).split('\n', 2)[2], end='', flush=True)
+    results = dict(
+        size=args.size,
+        hardware=describe_hardware('cuda'),
+        software=describe_software(),
+        rows=rows,
+    )
+    write_file(args.out_dir / 'kernels.json', json.dumps(results, indent=1).encode())
+    write_file(args.out_dir / 'kernels.md', render(rows).encode())
+    print(args.out_dir / 'kernels.md')
+
+
+if __name__ == '__main__':
+    main()
