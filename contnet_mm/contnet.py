@@ -102,8 +102,9 @@ class ConTNet(PretrainedModule):
         with_cp: Recompute encoders in the backward pass to save memory; the values stay the same.
         compile: Compile the stages with ``torch.compile``, once for all image sizes; needs torch
             2.4. MMEngine's own ``compile`` takes the whole model, which detectors break.
-        fused: On a GPU, compute the encoders of narrow stages by Triton kernels, which have not run
-            on one yet; without effect where they cannot run, as on a CPU or with dropout.
+        fused: On an H100, compute the encoders of stages up to 128 channels wide by Triton kernels,
+            which have not run on one yet. The portable path takes what they do not: other devices,
+            dropout, windows above 14, heads above 64 channels.
         init_cfg: As in MMEngine. ``dict(type='Pretrained', checkpoint=...)`` takes the official
             files as released, our own, and classifiers, detectors and segmentors with this
             backbone, and raises unless each tensor is found.

@@ -271,11 +271,16 @@ class WindowEncoders(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a channels-last map of any size, [B, C, H, W] -> [B, C, H, W]."""
-        if self.fused and kernels.can_run(x, drops=self.training and self[0].ffn.drop_rate > 0):
+        if self.fused and self._can_be_fused(x):
             return self._encode_fused(x)
         maps = Maps(x.shape[0], x.shape[2], x.shape[3])
         tokens = self._encode(ops.to_windows(x, self.sides), maps)
         return ops.to_map(tokens, maps, self.sides)
+
+    def _can_be_fused(self, x: Tensor) -> bool:
+        depth = x.shape[1] // self[0].attn.num_heads
+        drops = self.training and self[0].ffn.drop_rate > 0
+        return kernels.can_run(x, self.sides[0], depth, drops)
 
     def _encode_fused(self, x: Tensor) -> Tensor:
         from contnet_mm.kernels.encoder import encode  # needs Triton, which few CPUs have

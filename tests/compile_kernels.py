@@ -23,8 +23,8 @@ from contnet_mm.kernels import attention, mlp, norm  # noqa: E402
 
 H100 = GPUTarget('cuda', 90, 32)
 SHARED_MEMORY = 232448  # bytes that a block may have at most
-TYPES = {torch.float32: '*fp32', torch.bfloat16: '*bf16'}
-STAGES = ((64, 1, 256), (128, 2, 512))  # channels, heads and hidden channels
+TYPES = {torch.float32: '*fp32', torch.bfloat16: '*bf16', torch.float16: '*fp16'}
+STAGES = ((64, 1, 256), (128, 2, 512), (48, 1, 196), (96, 2, 392))  # channels, heads, hidden
 
 
 class Recorder:
@@ -45,8 +45,10 @@ def record(channels, heads, hidden, dtype, pre_norm, position):
     x = torch.empty(tokens, channels, dtype=dtype)
     w1, w2 = torch.empty(hidden, channels, dtype=dtype), torch.empty(channels, hidden, dtype=dtype)
     b1, vector = torch.empty(hidden, dtype=dtype), torch.empty(channels)
+    shift = vector.to(dtype)
     statistics = torch.empty(tokens), torch.empty(tokens)
-    mlp.forward(x, w1, b1, w2, vector, vector, vector, 1e-5, pre_norm, True)
+    for save in (False, True):
+        mlp.forward(x, w1, b1, w2, shift, vector, vector, 1e-5, pre_norm, save)
     mlp.backward(x, x, w1, b1, w2, vector, vector, *statistics, pre_norm)
     norm.backward(x, x, *statistics, vector)
     for side in (7, 14):
@@ -57,7 +59,7 @@ def record(channels, heads, hidden, dtype, pre_norm, position):
         qkv, qkv_bias = (torch.empty(3 * channels, n, dtype=dtype) for n in (channels, 1))
         weight = torch.empty(channels, channels, dtype=dtype)
         images = x.view(1, size, size, channels)
-        rest = (vector, vector, vector, 1e-5, side, heads, pre_norm)
+        rest = (shift, vector, vector, 1e-5, side, heads, pre_norm)
         for save in (False, True):
             attention.forward(images, table, bias, qkv, qkv_bias, weight, *rest, save)
         packed = torch.empty(tokens, 3 * channels, dtype=dtype)
@@ -99,7 +101,12 @@ def main():
             kernel.title = f'{module.__name__.split(".")[-1]}{name}'
             setattr(module, name, kernel)
             kernel.kernel.title = kernel.title
-    cases = product(STAGES, TYPES, (False, True), ('absolute', 'relative'))
+    # All widths in bfloat16 as the archs come; the other dtypes and variants at those of ConT-M.
+    variants = [*product((False, True), ('absolute', 'relative'))]
+    cases = [(stage, torch.bfloat16, False, 'absolute') for stage in STAGES]
+    cases += [
+        (stage, dtype, *variant) for stage in STAGES[:2] for dtype in TYPES for variant in variants
+    ]
     seen, too_large = set(), []
     for (channels, heads, hidden), dtype, pre_norm, position in cases:
         Recorder.calls.clear()
@@ -108,7 +115,7 @@ def main():
             flags = ' '.join(f'{k}={v}' for k, v in options.items())
             biased = ' relative' if position == 'relative' else ''
             title = f'{kernel.title} {channels} {str(dtype)[6:]}{biased} {flags}'
-            if title in seen or (dtype == torch.float32 and (pre_norm or biased)):
+            if title in seen:
                 continue
             seen.add(title)
             shared, registers, spilled, warps = build(kernel, args, options)

@@ -5,7 +5,10 @@ import os
 import pytest
 import torch
 
-if not torch.cuda.is_available():
+if torch.cuda.is_available():  # comparisons are about the network, not about TF32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+else:
     os.environ['TRITON_INTERPRET'] = '1'  # before Triton is imported: kernels run on the CPU
 
 # Thin networks lose more to threads than they gain, most of all on a busy machine.

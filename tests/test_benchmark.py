@@ -330,11 +330,13 @@ def made_steps(monkeypatch):
     monkeypatch.setattr(run, 'list_settings', lambda network, timm=None: settings)
 
 
-def run_made_table(save=lambda: None, rounds=3):
+def run_made_table(save=lambda: None, rounds=3, modes=('eager',), quick=False):
     table = {'size': '1x64x64', 'pass': 'inference', 'cells': []}
-    cells = [Cell(n, 'eager', 'float32') for n in ('resnet50', 'swin-t', 'contnet-ti')]
+    networks = ('resnet50', 'swin-t', 'contnet-ti')
+    cells = [Cell(n, mode, 'float32') for n in networks for mode in modes]
     lines = []
-    arguments = dict(rounds=rounds, seed=0, with_memory=False, save=save, say=lines.append)
+    arguments = dict(rounds=rounds, seed=0, with_memory=False, quick=quick)
+    arguments |= dict(save=save, say=lines.append)
     run.run_table(table, cells, SMALL, 'cpu', **arguments)
     return table, lines
 
@@ -350,6 +352,14 @@ def test_fastest_setting_goes_into_the_rounds_and_a_failing_network_is_kept_as_f
     assert ours['seconds'] == [0.1] * 3 and ours['error'] is None and ours['iterations'] == 2
     assert [line for line in lines if 'swin-t' in line and 'failed' in line]
     assert sum(line.startswith('round') for line in lines) == 3
+
+
+@pytest.mark.parametrize('quick, compiled', [(False, 2), (True, 1)])
+def test_quick_compiles_the_setting_alone_that_was_the_fastest_eagerly(made_steps, quick, compiled):
+    table, _ = run_made_table(modes=('eager', 'compiled'), quick=quick)
+    resnet = [cell for cell in table['cells'] if cell['network'] == 'resnet50']
+    assert [len(cell['trials']) for cell in resnet] == [2, compiled]
+    assert {cell['setting'] for cell in resnet} == {'torchvision, channels_last'}
 
 
 def test_a_cell_that_fails_in_a_round_is_failed_and_the_others_go_on(made_steps, monkeypatch):

@@ -50,7 +50,7 @@ def run(encoders, x, fused):
 
 def check(encoders, x, tolerance=1e-4):
     """Compare the kernels with the portable path, which runs in float64 as the reference."""
-    assert kernels.can_run(x, drops=False)
+    assert encoders._can_be_fused(x)
     exact = run(copy.deepcopy(encoders).double(), x.double(), fused=False)
     for name, mine, other in zip(
         ['result', 'inference', 'input', *dict(encoders.named_parameters())],
@@ -214,6 +214,56 @@ def test_a_backward_pass_that_nothing_was_saved_for_is_refused():
         fused_mlp(*rest, False)[0].sum().backward()
 
 
+class _NoGradient(torch.autograd.Function):
+    """Hands no gradient on."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize('name', OPERATORS[::2])
+def test_a_result_that_no_gradient_reaches_hands_none_on(name):
+    from contnet_mm.kernels import operators
+
+    x, *rest = arguments(name)
+    out = getattr(operators, name)(x, *rest)[0]
+    (_NoGradient.apply(out).sum() + x.sum()).backward()
+    assert torch.equal(x.grad, torch.ones_like(x)) and rest[-8].grad is None
+
+
+def test_autocast_around_the_backward_pass_alone_changes_nothing():
+    encoders, x = make_encoders(), torch.randn(1, 16, 4, 5, device=DEVICE)
+    grads = []
+    for enabled in (False, True):
+        out = encoders(x).square().sum()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=enabled):
+            grads.append(torch.autograd.grad(out, [*encoders.parameters()]))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_frozen_encoders_save_nothing_for_a_backward_pass(monkeypatch):
+    import contnet_mm.kernels.encoder as encoder
+
+    saves = []
+
+    def mlp(*args):
+        saves.append(args[-1])
+        return args[:1]
+
+    monkeypatch.setattr(encoder, 'fused_mlp', mlp)
+    encoders, x = make_encoders(), torch.randn(1, 16, 4, 4, device=DEVICE)
+    encoders(x)
+    encoders.requires_grad_(False)(x)
+    encoders(x.requires_grad_())
+    assert saves == [True, True, False, False, True, True]
+
+
 def test_operations_are_counted_as_those_of_the_portable_path():
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -255,12 +305,27 @@ def test_what_kernels_do_not_take_falls_back(trap, monkeypatch):
     with pytest.raises(Called):  # nothing is dropped in evaluation
         drops.eval()(x)
     make_encoders().double()(x.double())
-    with monkeypatch.context() as patch:
-        patch.setattr(kernels, 'MAX_CHANNELS', 15)
-        make_encoders()(x)
+    for limit, value in (('MAX_CHANNELS', 15), ('MAX_SIDE', 3), ('MAX_DEPTH', 7)):
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, limit, value)
+            make_encoders()(x)
     if DEVICE == 'cpu':
         monkeypatch.setattr(kernels, 'INTERPRETED', False)
         make_encoders()(x)
+
+
+@pytest.mark.parametrize('capability, known', [((9, 0), True), ((8, 0), False), ((10, 0), False)])
+def test_only_the_gpu_that_kernels_are_compiled_for_gets_them(capability, known, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda index: capability)
+    assert kernels.is_known_gpu(0) is known
+
+    torch._dynamo.reset()  # or the answer of another GPU would be remembered
+
+    def ask(x):
+        return x + 1 if kernels.is_known_gpu(x.device.index) else x - 1
+
+    compiled = torch.compile(ask, backend='eager', fullgraph=True)
+    assert compiled(torch.zeros(2)).tolist() == ask(torch.zeros(2)).tolist()
 
 
 def test_missing_triton_is_told_where_a_gpu_would_need_it(monkeypatch):

@@ -87,6 +87,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--seed', type=int, default=0, help='of the order and of the shapes')
     parser.add_argument('--no-memory', action='store_true', help='do not measure peak memory')
     parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='compile each network only in the setting that was the fastest eagerly',
+    )
+    parser.add_argument(
         '--out-dir', type=Path, default=Path('work_dirs/benchmark'), help='folder to write to'
     )
     parser.add_argument(
@@ -149,6 +154,7 @@ def run_all(args: argparse.Namespace, tables: list[tuple], run: dict) -> None:
                 args.rounds,
                 args.seed,
                 with_memory=not args.no_memory,
+                quick=args.quick,
                 save=save,
                 say=say,
             )

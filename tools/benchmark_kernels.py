@@ -13,6 +13,7 @@ if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not i
 
 import torch  # noqa: E402
 
+from contnet_mm import kernels  # noqa: E402
 from contnet_mm.benchmark.kernels import make_halves, measure, render  # noqa: E402
 from contnet_mm.benchmark.machine import describe_hardware, describe_software  # noqa: E402
 from contnet_mm.benchmark.plan import parse_size  # noqa: E402
@@ -48,18 +49,17 @@ def main() -> None:
     from triton.testing import do_bench
 
     rows = []
+    facts = dict(hardware=describe_hardware('cuda'), software=describe_software())
     for half in make_halves('medium', size, 'cuda', torch.bfloat16):
         rows += measure(half, lambda run: do_bench(run, rep=args.ms, return_mode='median'))
         print(render(rows[-2:]).split('\n', 2)[2], end='', flush=True)
-    results = dict(
-        size=args.size,
-        hardware=describe_hardware('cuda'),
-        software=describe_software(),
-        rows=rows,
-    )
-    write_file(args.out_dir / 'kernels.json', json.dumps(results, indent=1).encode())
-    write_file(args.out_dir / 'kernels.md', render(rows).encode())
+        results = dict(size=args.size, **facts, rows=rows)  # interrupted, it keeps what is done
+        write_file(args.out_dir / 'kernels.json', json.dumps(results, indent=1).encode())
+        write_file(args.out_dir / 'kernels.md', render(rows).encode())
     print(args.out_dir / 'kernels.md')
+    failed = [row for row in rows if row['error'] and row['channels'] <= kernels.MAX_CHANNELS]
+    if failed:
+        sys.exit(f'{len(failed)} of the kernels that fused=True runs failed')
 
 
 if __name__ == '__main__':

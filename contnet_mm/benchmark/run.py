@@ -46,6 +46,7 @@ def run_table(
     rounds: int,
     seed: int,
     with_memory: bool,
+    quick: bool,
     save: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
@@ -59,6 +60,7 @@ def run_table(
         rounds: How often each cell is timed.
         seed: Of the order in the rounds.
         with_memory: Measure the peak memory as well.
+        quick: Compile a network only in the setting that was the fastest eagerly.
         save: Is called when there is something new to keep.
         say: Is called with lines that show the progress.
     """
@@ -68,7 +70,8 @@ def run_table(
     steps: dict[Cell, Step] = {}
     for number, cell in enumerate(cells, start=1):
         began = time.perf_counter()
-        settings = list_settings(cell.network)
+        eager = steps.get(replace(cell, mode=EAGER))
+        settings = [eager.setting] if quick and eager else list_settings(cell.network)
         step = try_settings(results[cell], cell, settings, size, table['pass'], device)
         if step is not None:
             steps[cell] = step

@@ -14,33 +14,55 @@ from torch import Tensor
 
 from contnet_mm import ops
 
-# Stages whose bytes cost more than their products; wider ones are left to cuBLAS.
+# What the kernels are compiled and, on a GPU, checked for. Wider stages move few bytes for their
+# products, which cuBLAS computes better; larger windows and heads do not fit on a multiprocessor.
 MAX_CHANNELS = 128
+MAX_SIDE = 14  # tokens
+MAX_DEPTH = 64  # channels of a head
+CAPABILITY = (9, 0)  # of an H100
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Known from the start, since a compiler cannot ask while it traces.
 HAS_TRITON = importlib.util.find_spec('triton') is not None
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'  # on the CPU, which tests ask for
 
 
-def can_run(x: Tensor, drops: bool) -> bool:
+def can_run(x: Tensor, side: int, depth: int, drops: bool) -> bool:
     """Tell whether the kernels take an encoder's map; if not, the portable path does.
 
     Args:
         x: Map, [B, C, H, W].
+        side: Of the windows in tokens.
+        depth: Channels of a head.
         drops: Whether dropout is at work, which the kernels do not have.
 
     Raises:
         ImportError: If ``x`` is on a GPU and there is no Triton.
         ValueError: If ``x`` is on a GPU and torch is too old.
     """
-    if not (x.is_cuda or (x.device.type == 'cpu' and INTERPRETED)):
+    if drops or x.shape[1] > MAX_CHANNELS or side > MAX_SIDE or depth > MAX_DEPTH:
         return False
-    if drops or x.shape[1] > MAX_CHANNELS or x.dtype not in DTYPES:
+    if x.dtype not in DTYPES:
         return False
     if ops.is_traced() and not ops.are_used():  # torch.export wants torch's own operators
+        return False
+    if not (is_known_gpu(x.device.index) if x.is_cuda else _is_interpreted(x)):
         return False
     if not ops.AVAILABLE:
         raise ValueError(f'fused=True needs torch 2.4 or newer, this is {torch.__version__}')
     if not HAS_TRITON:
         raise ImportError('fused=True needs Triton, which comes with CUDA builds of torch')
     return True
+
+
+@torch.compiler.assume_constant_result
+def is_known_gpu(index: int | None) -> bool:
+    """Tell whether a GPU is one that the kernels are compiled for.
+
+    Args:
+        index: Of the device; None for the current one.
+    """
+    return torch.cuda.get_device_capability(index) == CAPABILITY
+
+
+def _is_interpreted(x: Tensor) -> bool:
+    return INTERPRETED and x.device.type == 'cpu'

@@ -243,6 +243,7 @@ def _backward(
                 share = bias_grad_ptr + (tl.program_id(0) * HEADS + head).to(tl.int64) * P * P
                 logits_sum = load_rows(share, query, inside, key, P) + logits_grad
                 store_rows(share, logits_sum, query, inside, key, P)
+                tl.debug_barrier()  # the next window's threads load what these have stored
             logits_grad = logits_grad.to(v.dtype)
             q_grad = product(logits_grad, k) * scale
             k_grad += product(tl.trans(logits_grad), q) * scale

@@ -45,7 +45,7 @@ def attend(encoder: Encoder, x: Tensor) -> Tensor:
         attn.window,
         attn.num_heads,
         encoder.pre_norm,
-        torch.is_grad_enabled(),
+        _saves(encoder, x),
     )[0]
 
 
@@ -63,8 +63,14 @@ def feed_forward(encoder: Encoder, x: Tensor) -> Tensor:
         norm.bias,
         norm.eps,
         encoder.pre_norm,
-        torch.is_grad_enabled(),
+        _saves(encoder, x),
     )[0].view(x.shape)
+
+
+def _saves(encoder: Encoder, x: Tensor) -> bool:
+    """Tell whether a backward pass may follow, which frozen encoders have none of."""
+    needed = x.requires_grad or any(p.requires_grad for p in encoder.parameters())
+    return torch.is_grad_enabled() and needed
 
 
 def _dtype(x: Tensor, weight: Tensor) -> torch.dtype:

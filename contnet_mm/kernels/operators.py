@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,15 @@ from contnet_mm.kernels import attention, mlp, norm
 from contnet_mm.windows import area, cut
 
 custom_op = torch.library.custom_op
+
+
+def _on(x: Tensor) -> AbstractContextManager:
+    """Launch on the device of a tensor, which is not always the current one; without autocast."""
+    stack = ExitStack()
+    stack.enter_context(torch.autocast(x.device.type, enabled=False))
+    if x.is_cuda:
+        stack.enter_context(torch.cuda.device(x.device))
+    return stack
 
 
 def _norm_backward(
@@ -50,7 +61,8 @@ def fused_mlp(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See :func:`contnet_mm.kernels.mlp.forward`; tensors may lie in memory as they like."""
     tensors = [t.contiguous() for t in (x, w1, b1, w2, b2, gamma, beta)]
-    return mlp.forward(*tensors, eps, pre_norm, save)
+    with _on(x):
+        return mlp.forward(*tensors, eps, pre_norm, save)
 
 
 @fused_mlp.register_fake
@@ -66,6 +78,11 @@ def fused_mlp_backward(
     total: Tensor, mean: Tensor, rstd: Tensor, pre_norm: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the tensors of :func:`fused_mlp`, in their order."""
+    with _on(x):
+        return _mlp_grads(grad, x, w1, b1, w2, gamma, beta, total, mean, rstd, pre_norm)
+
+
+def _mlp_grads(grad, x, w1, b1, w2, gamma, beta, total, mean, rstd, pre_norm) -> list[Tensor]:
     grad, x, w1, b1, w2 = (t.contiguous() for t in (grad, x, w1, b1, w2))
     gamma, beta = gamma.contiguous(), beta.contiguous()
     sum_grad = grad
@@ -98,6 +115,8 @@ def _mlp_setup(ctx, inputs, output):
 
 
 def _mlp_backward(ctx, grad, *_):
+    if grad is None:  # nothing depends on the result after all
+        return (None,) * 10
     _check_saved(ctx)
     grads = fused_mlp_backward(grad, *ctx.saved_tensors, ctx.pre_norm)
     return *grads, None, None, None
@@ -120,7 +139,8 @@ def fused_attention(
     """See :func:`contnet_mm.kernels.attention.forward`; memory as for :func:`fused_mlp`."""
     tensors = (x, position, bias, qkv_weight, qkv_bias, weight, proj_bias, gamma, beta)
     tensors = [None if t is None else t.contiguous() for t in tensors]
-    return attention.forward(*tensors, eps, side, num_heads, pre_norm, save)
+    with _on(x):
+        return attention.forward(*tensors, eps, side, num_heads, pre_norm, save)
 
 
 @fused_attention.register_fake
@@ -140,6 +160,15 @@ def fused_attention_backward(
     total: Tensor, mean: Tensor, rstd: Tensor, side: int, num_heads: int, pre_norm: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the tensors of :func:`fused_attention` that are there, in their order."""
+    rest = (weight, gamma, beta, mixed, total, mean, rstd, side, num_heads, pre_norm)
+    with _on(x):
+        return _attention_grads(grad, x, position, bias, qkv_weight, qkv_bias, *rest)
+
+
+def _attention_grads(
+    grad, x, position, bias, qkv_weight, qkv_bias, weight, gamma, beta, mixed, total, mean, rstd,
+    side, num_heads, pre_norm,
+) -> list[Tensor]:  # fmt: skip
     _, height, width, channels = x.shape
     grad = grad.reshape(-1, channels)
     if position is not None:
@@ -187,6 +216,8 @@ def _attention_setup(ctx, inputs, output):
 
 
 def _attention_backward(ctx, grad, *_):
+    if grad is None:  # as above
+        return (None,) * 14
     _check_saved(ctx)
     grads = iter(fused_attention_backward(grad, *ctx.saved_tensors, *ctx.rest))
     return *(next(grads) if there else None for there in ctx.present), *([None] * 5)
