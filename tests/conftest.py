@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: a fixed seed and a thin backbone."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 if torch.cuda.is_available():  # comparisons are about the network, not about TF32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
-else:
+elif hasattr(torch.library, 'custom_op') and find_spec('triton'):
     os.environ['TRITON_INTERPRET'] = '1'  # before Triton is imported: kernels run on the CPU
 
 # Thin networks lose more to threads than they gain, most of all on a busy machine.

@@ -336,6 +336,7 @@ def test_a_detector_trains_with_a_compiled_backbone(tmp_path, amp):
     assert keys == set(ConTNet('tiny').state_dict())
 
 
+@needs_compiler
 @pytest.mark.skipif(not kernels.HAS_TRITON, reason='kernels need Triton')
 def test_fused_kernels_need_no_graph_for_each_size(counters):
     eager, compiled = build_pair(fused=True)
