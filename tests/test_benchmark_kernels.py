@@ -96,6 +96,27 @@ def test_without_a_gpu_or_wheels_the_check_says_so(arguments, message, tmp_path)
     assert result.returncode == 2 and message in result.stderr
 
 
+@pytest.mark.parametrize('failing, status', [('nothing', 0), ('-m gpu', 1), ('multiscale', 1)])
+def test_the_check_goes_through_all_steps_and_tells_of_failures(failing, status, tmp_path):
+    fake, log = tmp_path / 'python', tmp_path / 'log'
+    fake.write_text(
+        f"""#!/usr/bin/env bash
+        cat > /dev/null < /dev/null
+        echo "$*" >> '{log}'
+        case "$*" in *'{failing}'*) exit 3;; esac
+        """
+    )
+    fake.chmod(0o755)
+    env = dict(os.environ, PYTHON=str(fake), OUT=str(tmp_path / 'out'))
+    command = ['bash', str(ROOT / 'tools/gpu_check.sh')]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == status, result.stdout + result.stderr
+    ran = log.read_text()
+    for part in ('-m gpu', 'any_size', 'benchmark_kernels', 'inference', 'training', 'multiscale'):
+        assert part in ran
+    assert ('failed: exit status' in result.stdout) == bool(status)
+
+
 def test_the_commands_of_the_check_are_taken_by_their_tools_within_ten_minutes():
     from tools import benchmark, benchmark_kernels
 
