@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from contnet_mm import ops
 from contnet_mm.arch import check_flag
 from contnet_mm.layers import WindowEncoders
 from contnet_mm.registry import MODELS
@@ -142,7 +143,7 @@ class ConTBlock(nn.Module):
         """
         y = F.relu(self.norm(x), inplace=True)
         # The norm stays outside, or recomputing would update its running statistics twice.
-        if self.with_cp and torch.is_grad_enabled():
+        if self.with_cp and torch.is_grad_enabled() and not (ops.are_used() and self._drops()):
             r = checkpoint(self.encoders, y, use_reentrant=False)
         else:
             r = self.encoders(y)
@@ -150,6 +151,10 @@ class ConTBlock(nn.Module):
             return None, r
         out = self.conv(r) + (x if self.downsample is None else self.downsample(self._pool(y)))
         return F.dropout(out, self.out_drop_rate, self.training), r
+
+    def _drops(self) -> bool:
+        """Tell whether encoders drop at random; Inductor of torch 2.11 fails on recomputing that."""
+        return self.training and self.encoders[0].ffn.drop_rate > 0
 
     def _pool(self, y: Tensor) -> Tensor:
         if self.pool_size == 1:

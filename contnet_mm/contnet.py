@@ -101,7 +101,8 @@ class ConTNet(PretrainedModule):
         norm_eval: Keep batch norm in eval mode while training.
         with_cp: Recompute encoders in the backward pass to save memory; the values stay the same.
         compile: Compile the stages with ``torch.compile``, once for all image sizes; needs torch
-            2.4. MMEngine's own ``compile`` takes the whole model, which detectors break.
+            2.4. MMEngine's own ``compile`` takes the whole model, which detectors break. Blocks
+            with dropout, as ConT-B has them, then keep their activations in spite of ``with_cp``.
         fused: On an H100, compute the encoders of stages up to 128 channels wide by Triton kernels,
             which have not run on one yet. The portable path takes what they do not: other devices,
             dropout, windows above 14, heads above 64 channels.
