@@ -153,7 +153,7 @@ class ConTBlock(nn.Module):
         return F.dropout(out, self.out_drop_rate, self.training), r
 
     def _drops(self) -> bool:
-        """Tell whether encoders drop at random; Inductor of torch 2.11 fails on recomputing that."""
+        """Tell whether encoders drop at random; Inductor (torch 2.11) cannot recompute that."""
         return self.training and self.encoders[0].ffn.drop_rate > 0
 
     def _pool(self, y: Tensor) -> Tensor:
