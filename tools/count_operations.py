@@ -1,0 +1,74 @@
+"""Counts the GPU operations of a training step, and the bytes that they move, without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not installed
+    sys.path.insert(0, str(ROOT))
+
+from contnet_mm.benchmark.count import (  # noqa: E402
+    COUNTED_DTYPES,
+    COUNTED_NETWORKS,
+    count_in_new_process,
+    render_head,
+    render_row,
+)
+from contnet_mm.benchmark.plan import MULTISCALE, Size, parse_size  # noqa: E402
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Prints a Markdown table. Views do not count, and fused attention counts once. '
+        '1 GB = 10^9 bytes, read and written in both passes. Networks give four maps, as in '
+        'tools/benchmark.py; loss and optimizer are left out.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    networks = ['contnet-m', 'contnet-m-relative', 'resnet50', 'swin-t', 'convnext-t']
+    parser.add_argument(
+        '--networks', nargs='+', choices=COUNTED_NETWORKS, default=networks, help='to count'
+    )
+    parser.add_argument(
+        '--sizes', nargs='+', default=['2x800x1333'], metavar='SIZE', help='HxW (one image), BxHxW'
+    )
+    parser.add_argument(
+        '--dtypes',
+        nargs='+',
+        choices=COUNTED_DTYPES,
+        default=['float32', 'bfloat16-pure'],
+        help='bfloat16-pure casts the weights; bfloat16 is autocast, where only the forward pass '
+        'is counted, including what a network may have to prepare for a new size',
+    )
+    return parser
+
+
+def _read_size(text: str) -> Size:
+    size = parse_size(text)
+    if size == MULTISCALE:
+        raise ValueError(f'size {text!r} has no count; name one size, such as 2x800x1333')
+    return size
+
+
+def main() -> None:
+    """Prints the table, line by line."""
+    parser = make_parser()
+    args = parser.parse_args()
+    try:
+        sizes = [_read_size(text) for text in dict.fromkeys(args.sizes)]
+    except ValueError as error:
+        parser.error(str(error))
+    print(render_head(), flush=True)
+    for size in sizes:
+        for dtype in dict.fromkeys(args.dtypes):
+            for network in dict.fromkeys(args.networks):
+                count = count_in_new_process(network, size, dtype)
+                print(render_row(network, size, dtype, count), flush=True)
+
+
+if __name__ == '__main__':
+    main()
