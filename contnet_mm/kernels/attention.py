@@ -17,10 +17,9 @@ from torch import Tensor
 
 from contnet_mm.kernels.tiles import (
     PROGRAMS,
-    cdiv,
+    block_of,
     load_rows,
     load_vector,
-    next_power,
     normalise,
     product,
     statistics,
@@ -254,14 +253,14 @@ def _backward(
 
 
 def _tiles(depth: int, side: int, dtype: torch.dtype, backward: bool) -> dict:
-    block_n = next_power(side * side)
+    block_n = block_of(side * side)
     # Queries at a time: as many as leave room for the weights of all keys, and in the backward pass
     # for their gradients.
     block_q = 64 if block_n <= 64 else 32 if backward else 64
     if dtype == torch.float32:
         block_q = 16 if block_n > 64 else 32
     return dict(
-        BLOCK_D=next_power(depth),
+        BLOCK_D=block_of(depth),
         BLOCK_N=block_n,
         BLOCK_Q=min(block_q, block_n),
         num_warps=4 if block_n <= 64 else 8,
@@ -311,13 +310,13 @@ def forward(
     batch, height, width, channels = x.shape
     tokens = batch * height * width
     depth = channels // num_heads
-    block_c = next_power(channels)
+    block_c = block_of(channels)
     out = torch.empty_like(x)
     mixed = x.new_empty(tokens if save or num_heads > 1 else 0, channels)
     total = x.new_empty(tokens if save and not pre_norm else 0, channels)
     mean = x.new_empty(tokens if save else 0, dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    rows, row_length = cdiv(height, side), cdiv(width, side)
+    rows, row_length = triton.cdiv(height, side), triton.cdiv(width, side)
     if tokens:
         _forward[(batch * rows * row_length,)](
             x, position, bias, qkv_weight, qkv_bias, weight, proj_bias, gamma, beta,
@@ -348,7 +347,7 @@ def backward(
     """
     tokens, channels = grad.shape
     depth = channels // heads
-    rows, row_length = cdiv(height, side), cdiv(width, side)
+    rows, row_length = triton.cdiv(height, side), triton.cdiv(width, side)
     windows = tokens // max(1, height * width) * rows * row_length
     qkv_grad = torch.empty_like(qkv)
     programs, bias_grad = windows, None

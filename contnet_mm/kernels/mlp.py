@@ -13,10 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from contnet_mm.kernels.tiles import (
-    cdiv,
+    block_of,
     load_rows,
     load_vector,
-    next_power,
     normalise,
     product,
     splits,
@@ -157,7 +156,7 @@ def _backward_weights(
 
 
 def _tiles(channels: int, dtype: torch.dtype) -> dict:
-    block_c = next_power(channels)
+    block_c = block_of(channels)
     # What a program holds of tokens and of weights is bounded by the registers of an SM.
     block = min(32 if dtype == torch.float32 else 64, max(16, 8192 // block_c))
     return dict(
@@ -206,7 +205,7 @@ def forward(
     mean = x.new_empty(tokens if save else 0, dtype=torch.float32)
     rstd = torch.empty_like(mean)
     if tokens:
-        _forward[(cdiv(tokens, tiles['BLOCK_T']),)](
+        _forward[(triton.cdiv(tokens, tiles['BLOCK_T']),)](
             x, w1, b1, w2, b2, gamma, beta, out, total, mean, rstd, tokens, eps,
             C=channels, M=len(w1), PRE_NORM=pre_norm, SAVE=save, **tiles,
         )  # fmt: skip
@@ -252,11 +251,11 @@ def backward(
         return x_grad, zeros, zeros[:, 0].clone(), zeros.t().contiguous()
     shared = (x, w1, b1, w2, gamma, beta, mean, rstd, grad)
     sizes = dict(C=channels, M=hidden, PRE_NORM=pre_norm, **tiles)
-    number = cdiv(tokens, tiles['BLOCK_T'])
+    number = triton.cdiv(tokens, tiles['BLOCK_T'])
     _backward_tokens[(number,)](*shared, x_grad, tokens, **sizes)
 
     # Each program adds up a share of the tokens; the shares are added up in a fixed order.
-    chunks = cdiv(hidden, tiles['BLOCK_M'])
+    chunks = triton.cdiv(hidden, tiles['BLOCK_M'])
     shares, length = splits(number, chunks)
     w1_grad, w2_grad = x.new_empty(2, shares, hidden, channels, dtype=torch.float32)
     b1_grad = x.new_empty(shares, hidden, dtype=torch.float32)

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from contnet_mm.kernels.tiles import (
     PROGRAMS,
-    cdiv,
+    block_of,
     load_rows,
     load_vector,
-    next_power,
     store_rows,
 )
 
@@ -65,9 +64,9 @@ def backward(
         Gradients of ``x``, [T, C], and of scale and shift, [C] each, in float32.
     """
     tokens, channels = x.shape
-    block_c = next_power(channels)
+    block_c = block_of(channels)
     block_t = max(1, 4096 // block_c)
-    tiles = cdiv(tokens, block_t)
+    tiles = triton.cdiv(tokens, block_t)
     programs = min(tiles, PROGRAMS)
     out = torch.empty_like(x)
     gamma_grad, beta_grad = x.new_empty(2, programs, channels, dtype=torch.float32)

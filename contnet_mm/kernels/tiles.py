@@ -14,14 +14,9 @@ WIDENS = tl.constexpr(os.environ.get('TRITON_INTERPRET') == '1')
 MIN_SIDE = 16  # of a matrix that tensor cores multiply
 
 
-def cdiv(number: int, divisor: int) -> int:
-    """Divide, rounding up."""
-    return -(-number // divisor)
-
-
-def next_power(number: int) -> int:
+def block_of(number: int) -> int:
     """Round up to a power of two that a product of tiles takes."""
-    return max(MIN_SIDE, 1 << (number - 1).bit_length())
+    return max(MIN_SIDE, triton.next_power_of_2(number))
 
 
 def splits(number: int, programs: int) -> tuple[int, int]:
@@ -34,8 +29,8 @@ def splits(number: int, programs: int) -> tuple[int, int]:
     Returns:
         How many shares, and how many items each of them has at most.
     """
-    length = cdiv(number, max(1, PROGRAMS // programs))
-    return cdiv(number, length), length
+    length = triton.cdiv(number, max(1, PROGRAMS // programs))
+    return triton.cdiv(number, length), length
 
 
 @triton.jit
