@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from contnet_mm import ops
 from contnet_mm.arch import check_flag
-from contnet_mm.layers import WindowEncoders
+from contnet_mm.models.encoder import WindowEncoders
+from contnet_mm.models.linear import autocast_dtype, has_hooks
+from contnet_mm.models.window_attention import choose_way
+from contnet_mm.models.window_layout import WindowLayout, window_layout
 from contnet_mm.registry import MODELS
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Bring a map into channels-last memory, in a way that ``torch.func.vmap`` takes."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def build_norm(norm_cfg: dict, channels: int) -> nn.Module:
@@ -67,7 +75,7 @@ def build_stem(in_channels: int, channels: int, deep: bool, norm_cfg: dict) -> n
                 widths[i - 1], widths[i], 3, stride=stride, padding=1, bias=False
             )
             layers[f'norm{i}'] = build_norm(norm_cfg, widths[i])
-            layers[f'relu{i}'] = nn.ReLU(inplace=True)
+            layers[f'relu{i}'] = nn.ReLU()
     else:
         layers['conv'] = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
     layers['pool'] = nn.MaxPool2d(3, stride=2, padding=1)
@@ -91,7 +99,7 @@ class ConTBlock(nn.Module):
         dilation: Of the convolution.
         avg_down: Shrink the shortcut by average pooling, not by the stride of its convolution.
         out_drop_rate: Dropout of the output.
-        **encoder_cfg: Arguments of :class:`~contnet_mm.layers.WindowEncoders`.
+        **encoder_cfg: Arguments of :class:`~contnet_mm.models.encoder.WindowEncoders`.
     """
 
     def __init__(
@@ -112,8 +120,6 @@ class ConTBlock(nn.Module):
         self.pool_size = stride if avg_down else 1
         self.norm = build_norm(norm_cfg, channels)
         self.encoders = WindowEncoders(channels, **encoder_cfg)
-        for encoder in self.encoders:
-            encoder.ffn.is_checkpointed = with_cp
         self.conv = self.downsample = None
         if out_channels is None:
             return
@@ -131,32 +137,64 @@ class ConTBlock(nn.Module):
                 channels, out_channels, 1, stride=1 if avg_down else stride, bias=False
             )
 
-    def forward(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+    def forward(self, x: Tensor, layout: WindowLayout) -> tuple[Tensor | None, Tensor]:
         """Compute the block.
 
         Args:
             x: Map, [B, C, H, W].
+            layout: Of its windows; see :func:`stage_layout`.
 
         Returns:
             The output, [B, out_channels, ceil(H / stride), ceil(W / stride)] or None, and the map
             of the second encoder, [B, C, H, W].
         """
-        y = F.relu(self.norm(x), inplace=True)
+        # A hook may keep what the norm gives, and backward hooks refuse to have it written to.
+        y = F.relu(self.norm(x), inplace=not has_hooks(self.norm))
         # The norm stays outside, or recomputing would update its running statistics twice.
-        if self.with_cp and torch.is_grad_enabled() and not (ops.are_used() and self._drops()):
-            r = checkpoint(self.encoders, y, use_reentrant=False)
+        # Inductor (torch 2.11) cannot recompute what is dropped at random.
+        is_kept = layout.is_traced and self.encoders.has_dropout
+        if self.with_cp and torch.is_grad_enabled() and not is_kept:
+            r = checkpoint(self.encoders, y, layout, use_reentrant=False)
         else:
-            r = self.encoders(y)
+            r = self.encoders(y, layout)
         if self.conv is None:
             return None, r
         out = self.conv(r) + (x if self.downsample is None else self.downsample(self._pool(y)))
         return F.dropout(out, self.out_drop_rate, self.training), r
 
-    def _drops(self) -> bool:
-        """Tell whether encoders drop at random; Inductor (torch 2.11) cannot recompute that."""
-        return self.training and self.encoders[0].ffn.drop_rate > 0
-
     def _pool(self, y: Tensor) -> Tensor:
         if self.pool_size == 1:
             return y
         return F.avg_pool2d(y, self.pool_size, ceil_mode=True, count_include_pad=False)
+
+
+@torch.compiler.disable  # a compiler gets the layout as an input
+def stage_layout(
+    blocks: Sequence[ConTBlock],
+    size: Sequence[int],
+    x: Tensor,
+    is_compiling: bool = False,
+    is_tracing: bool = False,
+) -> WindowLayout:
+    """Return the layout of the windows of a stage, which all its blocks share.
+
+    Args:
+        blocks: Of the stage.
+        size: Height and width of the maps of the stage.
+        x: Any map of the images, for their number, device and dtype.
+        is_compiling: Whether torch.compile records.
+        is_tracing: Whether torch.jit.trace or torch.export records.
+    """
+    encoders = blocks[0].encoders
+    way = choose_way(
+        x.device,
+        autocast_dtype(x.device.type) or x.dtype,
+        encoders.head_dim,
+        has_bias=encoders.has_bias,
+        has_dropout=any(block.encoders.has_dropout for block in blocks),
+        is_compiling=is_compiling,
+        is_tracing=is_tracing,
+    )
+    return window_layout(
+        *size, encoders.window_sizes, way, len(x), x.device, is_compiling or is_tracing
+    )

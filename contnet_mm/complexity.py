@@ -18,6 +18,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from contnet_mm.models.window_attention import force_way
+from contnet_mm.models.window_layout import Way
 from contnet_mm.task_config import read_config
 
 # Height and width in pixels at which the models of each library are usually compared.
@@ -91,7 +93,9 @@ def count(model: nn.Module, inputs: Tensor, **kwargs) -> Complexity:
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: tensor.detach().to('meta') for name, tensor in tensors.items()}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Kernels that take windows of all shapes at once would count as if all were whole.
+    grouped = force_way(Way.GROUPED)
+    with torch.no_grad(), grouped, FlopCounterMode(display=False) as counter:
         torch.func.functional_call(model, shapes, (inputs.to('meta'),), kwargs)
     macs = {'conv_linear_macs': 0, 'attention_macs': 0}
     for operator, flops in counter.get_flop_counts().get('Global', {}).items():

@@ -9,10 +9,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from contnet_mm import ops
 from contnet_mm.arch import NUM_STAGES, check_flag, check_integer, check_integers, resolve_arch
-from contnet_mm.blocks import ConTBlock, build_stem
-from contnet_mm.layers import RelativePosition
+from contnet_mm.blocks import (
+    ConTBlock,
+    build_stem,
+    channels_last,
+    stage_layout,
+)
+from contnet_mm.models.mode import is_compiling, is_tracing
+from contnet_mm.models.position import RelativePosition
+from contnet_mm.models.window_layout import HAS_CUSTOM_OPS, WindowLayout
 from contnet_mm.pretrained import PretrainedModule
 from contnet_mm.registry import MODELS
 
@@ -39,16 +45,16 @@ class Stages(nn.ModuleList):
         super().__init__(stages)
         self.out_indices = out_indices
         self.compiled = check_flag('compile', compile)
-        if compile and not ops.AVAILABLE:
+        if compile and not HAS_CUSTOM_OPS:
             raise ValueError(f'compile=True needs torch 2.4 or newer, this is {torch.__version__}')
         self._compile()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the wanted maps from that of the stem, [B, C, H, W]."""
+    def forward(self, x: Tensor, layouts: Sequence[WindowLayout]) -> tuple[Tensor, ...]:
+        """Compute the wanted maps from that of the stem, [B, C, H, W], and a layout per stage."""
         outs = []
-        for i, stage in enumerate(self):
+        for i, (stage, layout) in enumerate(zip(self, layouts, strict=True)):
             for block in stage:
-                x, encoded = block(x)
+                x, encoded = block(x, layout)
             if i in self.out_indices:
                 # The network works channels-last, but mmcv's RoIAlign takes any memory for NCHW
                 # and crops garbage from other maps without a word.
@@ -184,7 +190,7 @@ class ConTNet(PretrainedModule):
             shared,
             channels=channels,
             dilation=self.dilations[stage],
-            windows=arch['window_sizes'][stage],
+            window_sizes=arch['window_sizes'][stage],
             num_heads=arch['num_heads'][stage],
             feedforward_channels=arch['feedforward_channels'][stage],
             drop_rate=arch['drop_rates'][stage],
@@ -234,7 +240,18 @@ class ConTNet(PretrainedModule):
                 f'images must be [B, {self.in_channels}, H, W] with H and W at least {MIN_SIZE}, '
                 f'got {[*x.shape]}'
             )
-        return self.stages(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        x = self.stem(channels_last(x))
+        return self.stages(x, self._layouts(x))
+
+    def _layouts(self, x: Tensor) -> list[WindowLayout]:
+        recording = dict(
+            is_compiling=self.stages.compiled or is_compiling(), is_tracing=is_tracing()
+        )
+        layouts, size = [], x.shape[2:]
+        for stage, stride in zip(self.stages, self.strides, strict=False):
+            size = [-(-length // stride) for length in size]
+            layouts.append(stage_layout(stage, size, x, **recording))
+        return layouts
 
     def builds(self, key: str) -> bool:
         """Tell whether the part that a key of the whole network belongs to is built here."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from contnet_mm.arch import check_integer
+from contnet_mm.blocks import channels_last, stage_layout
 from contnet_mm.contnet import ConTNet
+from contnet_mm.models.mode import is_compiling, is_tracing
 from contnet_mm.pretrained import PretrainedModule
 from contnet_mm.registry import MODELS
 
@@ -100,9 +101,11 @@ class ConTLayer(PretrainedModule):
         """
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'crops must be [N, {self.in_channels}, h, w], got {[*x.shape]}')
-        x = self.stages['2'][self._last]['conv'](x.contiguous(memory_format=torch.channels_last))
-        for block in self.stages['3']:
-            x, _ = block(x)
+        x = self.stages['2'][self._last]['conv'](channels_last(x))
+        blocks = self.stages['3']
+        layout = stage_layout(blocks, x.shape[2:], x, is_compiling(), is_tracing())
+        for block in blocks:
+            x, _ = block(x, layout)
         return x.contiguous()  # see ConTNet.forward
 
     def builds(self, key: str) -> bool:

@@ -25,7 +25,7 @@ def _block(block, x):
     y = F.relu(block.norm(x))
     r = y
     for encoder in block.encoders:
-        r = _encode_map(encoder, r)
+        r = encode_map(encoder, r)
     if block.conv is None:
         return None, r
     shortcut = x if block.downsample is None else _shortcut(block, y)
@@ -57,8 +57,8 @@ def _shortcut(block, y):
     return F.conv2d(torch.stack(columns, 3), block.downsample.weight)
 
 
-def _encode_map(encoder, x):
-    p = encoder.window
+def encode_map(encoder, x):
+    p = encoder.window_size
     out = torch.empty_like(x)
     for top in range(0, x.shape[2], p):
         for left in range(0, x.shape[3], p):
@@ -87,7 +87,7 @@ def _feed_forward(ffn, x):
 
 
 def _attention(encoder, x, h, w):
-    attn, p = encoder.attn, encoder.window
+    attn, p = encoder.attn, encoder.window_size
     channels = x.shape[2]
     width = channels // attn.num_heads
     q, k, v = attn.qkv(x).split(channels, dim=-1)

@@ -14,8 +14,9 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from contnet_mm import ConTNet, kernels, ops
+from contnet_mm import ConTNet, kernels
 from contnet_mm.contnet import Stages
+from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
 from tests.conftest import THIN_ARCH
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 ARCH = dict(THIN_ARCH, depths=(1, 1, 1, 1))
 DROPPING = dict(ARCH, drop_rates=(0.2, 0.2, 0.2, 0.2), last_drop_rate=0.2)
 needs_compiler = pytest.mark.skipif(
-    not ops.AVAILABLE, reason='compile=True needs operators that this torch does not have'
+    not HAS_CUSTOM_OPS, reason='compile=True needs operators that this torch does not have'
 )
 
 
@@ -75,7 +76,7 @@ def assert_same(found, expected, tolerance):
         assert (a - b).abs().max() <= tolerance * b.abs().max() + 1e-6
 
 
-@pytest.mark.skipif(ops.AVAILABLE, reason='this torch can compile')
+@pytest.mark.skipif(HAS_CUSTOM_OPS, reason='this torch can compile')
 def test_a_torch_that_is_too_old_is_named():
     with pytest.raises(ValueError, match='compile=True needs torch 2.4 or newer, this is 2'):
         ConTNet(ARCH, compile=True)

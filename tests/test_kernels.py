@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from contnet_mm import ConTNet, kernels, ops
-from contnet_mm.layers import WindowEncoders
+from contnet_mm import ConTNet, kernels
+from contnet_mm.models.encoder import WindowEncoders
+from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
+from tests.encoding import encode, layout_for
 
 pytestmark = pytest.mark.skipif(
-    not (ops.AVAILABLE and kernels.HAS_TRITON), reason='kernels need Triton and torch 2.4'
+    not (HAS_CUSTOM_OPS and kernels.HAS_TRITON), reason='kernels need Triton and torch 2.4'
 )
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 POSITIONS = ('absolute', 'relative')
@@ -42,16 +44,16 @@ def run(encoders, x, fused):
     """Return the result, that without gradients, and the gradients of input and parameters."""
     encoders.fused = fused
     x = x.clone().requires_grad_()
-    out = encoders(x)
+    out = encode(encoders, x)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     grads = torch.autograd.grad((out * weights).sum(), [x, *encoders.parameters()])
     with torch.no_grad():
-        return out, encoders(x), *grads
+        return out, encode(encoders, x), *grads
 
 
 def check(encoders, x, tolerance=1e-4):
     """Compare the kernels with the portable path, which runs in float64 as the reference."""
-    assert encoders._can_be_fused(x)
+    assert encoders._kernels_take(x, layout_for(encoders, x))
     exact = run(copy.deepcopy(encoders).double(), x.double(), fused=False)
     for name, mine, other in zip(
         ['result', 'inference', 'input', *dict(encoders.named_parameters())],
@@ -140,9 +142,9 @@ def test_bfloat16_errs_as_little_as_its_digits_allow(position):
 def test_autocast_casts_weights_and_keeps_their_gradients_in_float32(pre_norm):
     encoders = make_encoders(pre_norm=pre_norm)
     x = torch.randn(1, 16, 5, 4, device=DEVICE)
-    exact = encoders(x)
+    exact = encode(encoders, x)
     with torch.autocast(DEVICE, torch.bfloat16):
-        out = encoders(x)
+        out = encode(encoders, x)
     assert out.dtype == torch.bfloat16
     assert ((out - exact).abs().max() / exact.abs().max()).item() < 3e-2
     out.float().square().mean().backward()
@@ -151,7 +153,7 @@ def test_autocast_casts_weights_and_keeps_their_gradients_in_float32(pre_norm):
 
 def test_map_and_weights_of_different_dtypes_are_refused():
     with pytest.raises(TypeError, match='must have one dtype, got torch.float16 and torch.float32'):
-        make_encoders()(torch.randn(1, 16, 4, 4, device=DEVICE).half())
+        encode(make_encoders(), torch.randn(1, 16, 4, 4, device=DEVICE).half())
 
 
 def test_maps_in_any_memory_are_taken():
@@ -160,7 +162,7 @@ def test_maps_in_any_memory_are_taken():
     last = x.contiguous(memory_format=torch.channels_last)
     strided = torch.randn(2, 16, 10, 6, device=DEVICE)[:, :, ::2, ::2].copy_(x)
     for other in (last, strided, x.transpose(2, 3).contiguous().transpose(2, 3)):
-        torch.testing.assert_close(encoders(other), encoders(x), rtol=0, atol=0)
+        torch.testing.assert_close(encode(encoders, other), encode(encoders, x), rtol=0, atol=0)
 
 
 def arguments(name, position='absolute', pre_norm=False, strided=False):
@@ -241,7 +243,7 @@ def test_autocast_around_the_backward_pass_alone_changes_nothing():
     encoders, x = make_encoders(), torch.randn(1, 16, 4, 5, device=DEVICE)
     grads = []
     for enabled in (False, True):
-        out = encoders(x).square().sum()
+        out = encode(encoders, x).square().sum()
         with torch.autocast(DEVICE, torch.bfloat16, enabled=enabled):
             grads.append(torch.autograd.grad(out, [*encoders.parameters()]))
     for a, b in zip(*grads, strict=True):
@@ -259,9 +261,9 @@ def test_frozen_encoders_save_nothing_for_a_backward_pass(monkeypatch):
 
     monkeypatch.setattr(encoder, 'fused_mlp', mlp)
     encoders, x = make_encoders(), torch.randn(1, 16, 4, 4, device=DEVICE)
-    encoders(x)
-    encoders.requires_grad_(False)(x)
-    encoders(x.requires_grad_())
+    encode(encoders, x)
+    encode(encoders.requires_grad_(False), x)
+    encode(encoders, x.requires_grad_())
     assert saves == [True, True, False, False, True, True]
 
 
@@ -273,7 +275,7 @@ def test_operations_are_counted_as_those_of_the_portable_path():
     counts = []
     for encoders.fused in (False, True):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            encoders(x)
+            encode(encoders, x)
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
 
@@ -286,10 +288,10 @@ class Called(Exception):
 def trap(monkeypatch):
     import contnet_mm.kernels.encoder
 
-    def encode(*_):
+    def attend(*_, **__):
         raise Called
 
-    monkeypatch.setattr(contnet_mm.kernels.encoder, 'encode', encode)
+    monkeypatch.setattr(contnet_mm.kernels.encoder, 'attend', attend)
 
 
 def test_kernels_run_only_where_they_are_asked_for(trap, thin_arch):
@@ -302,17 +304,17 @@ def test_kernels_run_only_where_they_are_asked_for(trap, thin_arch):
 def test_what_kernels_do_not_take_falls_back(trap, monkeypatch):
     x = torch.randn(1, 16, 4, 4, device=DEVICE)
     drops = make_encoders(drop_rate=0.5)
-    drops(x)
+    encode(drops, x)
     with pytest.raises(Called):  # nothing is dropped in evaluation
-        drops.eval()(x)
-    make_encoders().double()(x.double())
-    for limit, value in (('MAX_CHANNELS', 15), ('MAX_SIDE', 3), ('MAX_DEPTH', 7)):
+        encode(drops.eval(), x)
+    encode(make_encoders().double(), x.double())
+    for limit, value in (('MAX_CHANNELS', 15), ('MAX_WINDOW_SIZE', 3), ('MAX_HEAD_DIM', 7)):
         with monkeypatch.context() as patch:
             patch.setattr(kernels, limit, value)
-            make_encoders()(x)
+            encode(make_encoders(), x)
     if DEVICE == 'cpu':
         monkeypatch.setattr(kernels, 'INTERPRETED', False)
-        make_encoders()(x)
+        encode(make_encoders(), x)
 
 
 @pytest.mark.parametrize('capability, known', [((9, 0), True), ((8, 0), False), ((10, 0), False)])
@@ -332,7 +334,7 @@ def test_only_the_gpu_that_kernels_are_compiled_for_gets_them(capability, known,
 def test_missing_triton_is_told_where_a_gpu_would_need_it(monkeypatch):
     monkeypatch.setattr(kernels, 'HAS_TRITON', False)
     with pytest.raises(ImportError, match='fused=True needs Triton'):
-        make_encoders()(torch.randn(1, 16, 4, 4, device=DEVICE))
+        encode(make_encoders(), torch.randn(1, 16, 4, 4, device=DEVICE))
 
 
 def test_fused_must_be_a_flag(thin_arch):
@@ -380,7 +382,7 @@ def test_more_windows_than_a_grid_axis_are_taken(dtype):
     part = slice(256, 264)
     whole = run(encoders, x, fused=True)[1]
     with torch.no_grad():
-        alone = encoders(x[1:, :, part, part])
+        alone = encode(encoders, x[1:, :, part, part])
     torch.testing.assert_close(whole[1:, :, part, part], alone, rtol=0, atol=0)
 
 

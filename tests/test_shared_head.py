@@ -9,6 +9,7 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from contnet_mm import ConTLayer, ConTNet
+from contnet_mm.blocks import stage_layout
 from contnet_mm.convert import convert_official
 from contnet_mm.registry import MODELS
 from tests.conftest import THIN_ARCH
@@ -77,7 +78,7 @@ def test_crops_of_any_size_equal_the_parts_of_a_whole_network(size, stride, posi
     with torch.no_grad():
         x = whole.stages[2][2].conv(crops)
         for block in whole.stages[3]:
-            x, _ = block(x)
+            x, _ = block(x, stage_layout([block], x.shape[2:], x))
         out = head(crops)
     assert out.shape == (3, 128, -(-size[0] // stride), -(-size[1] // stride))
     assert torch.allclose(out, x, rtol=1e-4, atol=1e-5)

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contnet_mm import ops
 from contnet_mm.arch import ARCHS
 from contnet_mm.benchmark.plan import Size
-from contnet_mm.layers import Encoder
-from contnet_mm.windows import cut
+from contnet_mm.models.encoder import (
+    Encoder,
+    tensors_of_attention,
+    tensors_of_feed_forward,
+)
+from contnet_mm.models.mode import choose_mode
+from contnet_mm.models.window_attention import choose_way
+from contnet_mm.models.window_layout import WindowLayout, window_layout
 
 # Of an H100 with HBM3; what a copy reaches is a tenth less.
 PEAK_BYTES_PER_SECOND = 3.35e12
@@ -26,7 +31,7 @@ class Half:
     Args:
         stage: From 1.
         kind: ``'attention'`` or ``'mlp'``.
-        window: Side of its windows in tokens.
+        window: Side of its windows in tokens; 0 if it has none.
         encoder: That it belongs to.
         x: Map, [B, H, W, C].
     """
@@ -42,26 +47,25 @@ class Half:
         if fused:
             from contnet_mm.kernels.encoder import attend, feed_forward
 
-            function = attend if self.kind == 'attention' else feed_forward
-            return lambda x: function(self.encoder, x)
-        return self._attend if self.kind == 'attention' else self._feed_forward
+            if self.kind == 'attention':
+                return lambda x: attend(x, **tensors_of_attention(self.encoder))
+            return lambda x: feed_forward(x, **tensors_of_feed_forward(self.encoder))
+        if self.kind == 'attention':
+            layout = self._layout()
+            # Tokens count as in the order of windows already, which a block brings them into once.
+            return lambda x: self.encoder.attend(x.flatten(1, 2), layout)
+        return lambda x: self.encoder.feed_forward(x.flatten(1, 2), choose_mode(is_traced=False))
 
     def least_bytes(self, backward: bool) -> int:
         """Bytes that cannot be avoided: the map read and written, and its gradients."""
         passes = 5 if backward else 2  # forward: in, out; then: in, and two gradients
         return passes * self.x.numel() * self.x.itemsize
 
-    def _attend(self, x: Tensor) -> Tensor:
-        encoder, (batch, height, width, channels) = self.encoder, x.shape
-        # Tokens count as in the order of windows already, which a block brings them into once.
-        windows, sides = cut(height, width, self.window, count=batch), (self.window,) * 2
-        tokens = x.view(-1, channels)
-        tokens = ops.add_position(tokens, encoder.position(), windows, self.window, sides)
-        return encoder.norm1(tokens + encoder.attn(tokens, windows, sides))
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        tokens = x.view(-1, x.shape[-1])
-        return self.encoder.norm2(tokens + self.encoder.ffn(tokens))
+    def _layout(self) -> WindowLayout:
+        batch, height, width, channels = self.x.shape
+        head_dim = channels // self.encoder.attn.num_heads
+        way = choose_way(self.x.device, self.x.dtype, head_dim)
+        return window_layout(height, width, (self.window,) * 2, way, batch, self.x.device)
 
 
 def make_halves(arch: str, size: Size, device: str, dtype: torch.dtype) -> Iterator[Half]:
@@ -81,6 +85,7 @@ def make_halves(arch: str, size: Size, device: str, dtype: torch.dtype) -> Itera
         for window in dict.fromkeys(settings['window_sizes'][i]):
             encoder = Encoder(
                 channels,
+                window,
                 window,
                 settings['num_heads'][i],
                 settings['feedforward_channels'][i],

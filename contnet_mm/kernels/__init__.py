@@ -12,13 +12,11 @@ import os
 import torch
 from torch import Tensor
 
-from contnet_mm import ops
-
 # What the kernels are compiled and, on a GPU, checked for. Wider stages move few bytes for their
 # products, which cuBLAS computes better; larger windows and heads do not fit on a multiprocessor.
 MAX_CHANNELS = 128
-MAX_SIDE = 14  # tokens
-MAX_DEPTH = 64  # channels of a head
+MAX_WINDOW_SIZE = 14  # tokens
+MAX_HEAD_DIM = 64  # channels
 CAPABILITY = (9, 0)  # of an H100
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Known from the start, since a compiler cannot ask while it traces.
@@ -26,28 +24,26 @@ HAS_TRITON = importlib.util.find_spec('triton') is not None
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'  # on the CPU, which tests ask for
 
 
-def can_run(x: Tensor, side: int, depth: int, drops: bool) -> bool:
+def supports(x: Tensor, window_size: int, head_dim: int, has_dropout: bool) -> bool:
     """Tell whether the kernels take an encoder's map; if not, the portable path does.
 
     Args:
         x: Map, [B, C, H, W].
-        side: Of the windows in tokens.
-        depth: Channels of a head.
-        drops: Whether dropout is at work, which the kernels do not have.
+        window_size: Of the windows in tokens.
+        head_dim: Channels of a head.
+        has_dropout: Whether anything is dropped, which the kernels cannot do.
 
     Raises:
         ImportError: If ``x`` is on a GPU and there is no Triton.
         ValueError: If ``x`` is on a GPU and torch is too old.
     """
-    if drops or x.shape[1] > MAX_CHANNELS or side > MAX_SIDE or depth > MAX_DEPTH:
+    if has_dropout or x.shape[1] > MAX_CHANNELS or x.dtype not in DTYPES:
         return False
-    if x.dtype not in DTYPES:
-        return False
-    if ops.is_traced() and not ops.are_used():  # torch.export wants torch's own operators
+    if window_size > MAX_WINDOW_SIZE or head_dim > MAX_HEAD_DIM:
         return False
     if not (is_known_gpu(x.device.index) if x.is_cuda else _is_interpreted(x)):
         return False
-    if not ops.AVAILABLE:
+    if not hasattr(torch.library, 'custom_op'):
         raise ValueError(f'fused=True needs torch 2.4 or newer, this is {torch.__version__}')
     if not HAS_TRITON:
         raise ImportError('fused=True needs Triton, which comes with CUDA builds of torch')

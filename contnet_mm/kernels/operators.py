@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from contnet_mm.kernels import attention, mlp, norm
-from contnet_mm.windows import area, cut
 
 custom_op = torch.library.custom_op
 
@@ -95,9 +94,9 @@ def _mlp_grads(grad, x, w1, b1, w2, gamma, beta, total, mean, rstd, pre_norm) ->
         y_grad, *norm_grads = _norm_backward(x_grad, x, mean, rstd, gamma, beta)
         x_grad = y_grad + grad
     b2_grad = sum_grad.sum(0, dtype=torch.float32)
-    weights = (w1, w1_grad), (b1, b1_grad), (w2, w2_grad), (b1, b2_grad)
-    grads = [g.to(w.dtype).contiguous() for w, g in weights]
-    return [x_grad, *grads, *norm_grads]
+    like = (w1, b1, w2, b1)  # b2, which is not here, has the dtype of b1
+    grads = zip(like, (w1_grad, b1_grad, w2_grad, b2_grad), strict=True)
+    return [x_grad, *(g.to(t.dtype).contiguous() for t, g in grads), *norm_grads]
 
 
 @fused_mlp_backward.register_fake
@@ -233,13 +232,19 @@ def _mlp_flops(x_shape, w1_shape, *_, **__) -> int:
 
 @register_flop_formula(torch.ops.contnet_mm.fused_mlp_backward)
 def _mlp_backward_flops(grad_shape, x_shape, w1_shape, *_, **__) -> int:
-    return 14 * x_shape[0] * w1_shape[0] * w1_shape[1]  # seven products, three of them once more
+    return (
+        14 * x_shape[0] * w1_shape[0] * w1_shape[1]
+    )  # seven products: two are computed in both kernels
 
 
 def _pairs(shape: tuple[int, ...], side: int) -> int:
-    """Pairs of query and key in the windows of a map, [B, H, W, C]."""
-    groups = cut(shape[1], shape[2], side, count=shape[0])
-    return sum(group.count * area(group) ** 2 for group in groups)
+    """Return the number of pairs of query and key in the windows of a map, [B, H, W, C]."""
+    batch, height, width, _ = shape
+
+    def squares(length: int) -> int:  # summed over the bands that windows cut a length into
+        return length // side * side**2 + (length % side) ** 2
+
+    return batch * squares(height) * squares(width)
 
 
 @register_flop_formula(torch.ops.contnet_mm.fused_attention)

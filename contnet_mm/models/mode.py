@@ -1,0 +1,55 @@
+"""How the forward pass may be computed, which depends on who watches it."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+from torch.autograd import forward_ad
+
+
+class Mode(Enum):
+    """How the encoders of a block compute."""
+
+    PLAIN = "by torch's own differentiable operations, for compilers, tracers and transforms"
+    TRAINING = 'by autograd functions that keep less for the backward pass'
+    INFERENCE = 'without gradients, a few windows at a time'
+
+
+def choose_mode(is_traced: bool) -> Mode:
+    """Choose how to compute now.
+
+    Args:
+        is_traced: Whether a compiler or tracer records what is computed.
+    """
+    if is_traced:
+        return Mode.PLAIN
+    if torch.is_grad_enabled():
+        return Mode.TRAINING
+    return Mode.PLAIN if _is_transforming() else Mode.INFERENCE
+
+
+def is_compiling() -> bool:
+    """Tell whether torch.compile records, and not torch.export; torch before 2.3 cannot tell."""
+    return getattr(torch.compiler, 'is_dynamo_compiling', bool)() and not _is_exporting()
+
+
+def is_tracing() -> bool:
+    """Tell whether torch.jit.trace or torch.export records."""
+    return torch.jit.is_tracing() or _is_exporting()
+
+
+def _is_exporting() -> bool:
+    if hasattr(torch.compiler, 'is_exporting'):  # torch 2.7
+        return torch.compiler.is_exporting()
+    is_dynamo_compiling = getattr(torch.compiler, 'is_dynamo_compiling', bool)
+    return getattr(torch.compiler, 'is_compiling', bool)() and not is_dynamo_compiling()
+
+
+def is_in_functorch() -> bool:
+    """Tell whether a transform of torch.func is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _is_transforming() -> bool:
+    return is_in_functorch() or forward_ad._current_level >= 0
