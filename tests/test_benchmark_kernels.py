@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from contnet_mm import kernels, ops
+from contnet_mm import kernels
 from contnet_mm.benchmark.kernels import make_halves, measure, one_pass, render
 from contnet_mm.benchmark.plan import Size
+from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
 
 ROOT = Path(__file__).parents[1]
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 needs_kernels = pytest.mark.skipif(
-    not (ops.AVAILABLE and kernels.HAS_TRITON), reason='kernels need Triton and torch 2.4'
+    not (HAS_CUSTOM_OPS and kernels.HAS_TRITON), reason='kernels need Triton and torch 2.4'
 )
 
 
@@ -62,7 +63,7 @@ def test_rows_hold_times_of_both_passes_and_the_bytes_of_the_map():
 def test_a_kernel_that_fails_is_reported_as_failed(monkeypatch):
     import contnet_mm.kernels.encoder as encoder
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError('out of resources\nand more')
 
     monkeypatch.setattr(encoder, 'feed_forward', fail)
@@ -112,7 +113,8 @@ def test_the_check_goes_through_all_steps_and_tells_of_failures(failing, status,
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == status, result.stdout + result.stderr
     ran = log.read_text()
-    for part in ('-m gpu', 'any_size', 'benchmark_kernels', 'inference', 'training', 'multiscale'):
+    steps = ('-m gpu', 'any_size', 'test_gpu', 'benchmark_kernels', 'inference', 'training')
+    for part in (*steps, 'multiscale'):
         assert part in ran
     assert ('failed: exit status' in result.stdout) == bool(status)
 
@@ -122,7 +124,7 @@ def test_the_commands_of_the_check_are_taken_by_their_tools_within_ten_minutes()
 
     text = (ROOT / 'tools/gpu_check.sh').read_text().replace('\\\n', ' ')
     steps = [line for line in text.splitlines() if line.startswith('step ')]
-    assert len(steps) == 5 and sum(int(line.split()[2]) for line in steps) <= 575
+    assert len(steps) == 6 and sum(int(line.split()[2]) for line in steps) <= 575
     shared = re.search(r'tools/benchmark.py (.*) --out-dir', text)[1].split()
     commands = re.findall(r"'benchmark \w+ (.*)'", text)
     assert len(commands) == 3

@@ -1,10 +1,11 @@
-"""Times the fused kernels of ConT-M one by one on a GPU, beside the portable path."""
+"""Times kernels of ConT-M one by one on a GPU: ways to attend, and fused kernels."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +18,7 @@ from contnet_mm import kernels  # noqa: E402
 from contnet_mm.benchmark.kernels import make_halves, measure, render  # noqa: E402
 from contnet_mm.benchmark.machine import describe_hardware, describe_software  # noqa: E402
 from contnet_mm.benchmark.plan import parse_size  # noqa: E402
+from contnet_mm.benchmark.ways import measure_ways, render_ways  # noqa: E402
 from contnet_mm.safe_save import write_file  # noqa: E402
 
 
@@ -25,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='Bytes are those that no kernel can avoid: the map read and written, in the '
-        'backward pass with its gradients. Writes kernels.json and kernels.md.',
+        'backward pass with its gradients. Writes ways.md, kernels.json and kernels.md.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('--size', default='8x800x1333', help='of the images, BxHxW')
@@ -48,10 +50,16 @@ def main() -> None:
         parser.error('there is no CUDA device, which the kernels are for')
     from triton.testing import do_bench
 
+    def timer(run: Callable[[], None]) -> float:
+        return do_bench(run, rep=args.ms, return_mode='median')
+
+    ways = render_ways(measure_ways('medium', size, 'cuda', torch.bfloat16, timer))
+    print(ways, flush=True)
+    write_file(args.out_dir / 'ways.md', ways.encode())
     rows = []
     facts = dict(hardware=describe_hardware('cuda'), software=describe_software())
     for half in make_halves('medium', size, 'cuda', torch.bfloat16):
-        rows += measure(half, lambda run: do_bench(run, rep=args.ms, return_mode='median'))
+        rows += measure(half, timer)
         print(render(rows[-2:]).split('\n', 2)[2], end='', flush=True)
         results = dict(size=args.size, **facts, rows=rows)  # interrupted, it keeps what is done
         write_file(args.out_dir / 'kernels.json', json.dumps(results, indent=1).encode())
