@@ -1,7 +1,7 @@
 """Self-attention inside windows: one function, and the ways to compute it.
 
-Shapes: B images, L tokens of each in the order of :class:`~contnet_mm.models.WindowLayout`, C
-channels, P tokens of a whole window.
+Shapes: B images, L tokens of each in the order of
+:class:`~contnet_mm.models.window_layout.WindowLayout`, C channels, P tokens of a whole window.
 """
 
 from __future__ import annotations
