@@ -1,7 +1,7 @@
 """ConTNet (arXiv 2104.13497) for MMDetection, MMSegmentation and MMPretrain."""
 
-from contnet_mm.contnet import ConTNet
-from contnet_mm.shared_head import ConTLayer
+from contnet_mm.models.contnet import ConTNet
+from contnet_mm.models.contnet_layer import ConTLayer
 from contnet_mm.swap import swap_backbone
 from contnet_mm.version import __version__
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from contnet_mm.checkpoint import check_coverage, find_backbone, find_tensors, prove_avg_down
-from contnet_mm.contnet import ConTNet
 from contnet_mm.convert import convert_official, convert_to_official, is_official
 from contnet_mm.layout import read_options
+from contnet_mm.models.contnet import ConTNet
 from contnet_mm.safe_load import read_checkpoint
 from contnet_mm.safe_save import check_suffix, encode_checkpoint, write_file
 from contnet_mm.version import __version__

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
 from contnet_mm.checkpoint import NUM_LISTED, check_avg_down, find_tensors
-from contnet_mm.contnet import ConTNet
+from contnet_mm.models.contnet import ConTNet
 from contnet_mm.safe_load import read_checkpoint
 from contnet_mm.safe_save import write_file
 from contnet_mm.task_config import datasets_of, read_config

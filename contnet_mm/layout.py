@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from contnet_mm.arch import ARCHS, NUM_STAGES
+from contnet_mm.models.arch import ARCHS, NUM_STAGES
 
 
 def describe(state_dict: Mapping[str, Tensor]) -> dict[str, object]:

@@ -12,7 +12,7 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='contnet_mm',
-    locations=['contnet_mm.contnet', 'contnet_mm.shared_head'],
+    locations=['contnet_mm.models.contnet', 'contnet_mm.models.contnet_layer'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

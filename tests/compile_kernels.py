@@ -19,7 +19,7 @@ from triton import compile, knobs  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from contnet_mm.kernels import attention, mlp, norm  # noqa: E402
+from contnet_mm.models.kernels import attention, mlp, norm  # noqa: E402
 
 H100 = GPUTarget('cuda', 90, 32)
 SHARED_MEMORY = 232448  # bytes that a block may have at most

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from contnet_mm.arch import resolve_arch
+from contnet_mm.models.arch import resolve_arch
 
 DIVISOR = 224  # pixels: 14 tokens at stride 16, 7 at stride 32
 STRIDES = (4, 8, 16, 32)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from contnet_mm import kernels
 from contnet_mm.benchmark.kernels import make_halves, measure, one_pass, render
 from contnet_mm.benchmark.plan import Size
+from contnet_mm.models import kernels
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def test_rows_hold_times_of_both_passes_and_the_bytes_of_the_map():
 
 @needs_kernels
 def test_a_kernel_that_fails_is_reported_as_failed(monkeypatch):
-    import contnet_mm.kernels.encoder as encoder
+    import contnet_mm.models.kernels.encoder as encoder
 
     def fail(*_, **__):
         raise RuntimeError('out of resources\nand more')

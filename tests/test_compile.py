@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from contnet_mm import ConTNet, kernels
-from contnet_mm.contnet import Stages
+from contnet_mm.models.contnet import Stages
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
 from tests.conftest import THIN_ARCH
 

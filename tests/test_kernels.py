@@ -167,7 +167,7 @@ def test_maps_in_any_memory_are_taken():
 
 def arguments(name, position='absolute', pre_norm=False, strided=False):
     """Return arguments of an operator; its backward pass takes what it has saved."""
-    from contnet_mm.kernels import operators
+    from contnet_mm.models.kernels import operators
 
     def tensor(*shape):
         x = torch.randn(*shape[::-1]).permute(*range(len(shape))[::-1]) if strided else None
@@ -202,7 +202,7 @@ OPERATORS = ('fused_mlp', 'fused_mlp_backward', 'fused_attention', 'fused_attent
 @pytest.mark.parametrize('pre_norm', [False, True])
 @pytest.mark.parametrize('name', OPERATORS)
 def test_operators_keep_their_promises_to_a_compiler(name, pre_norm, strided):
-    from contnet_mm.kernels import operators  # noqa: F401 (registers them)
+    from contnet_mm.models.kernels import operators  # noqa: F401 (registers them)
 
     operator = getattr(torch.ops.contnet_mm, name).default
     for position in POSITIONS if 'attention' in name else POSITIONS[:1]:
@@ -210,7 +210,7 @@ def test_operators_keep_their_promises_to_a_compiler(name, pre_norm, strided):
 
 
 def test_a_backward_pass_that_nothing_was_saved_for_is_refused():
-    from contnet_mm.kernels.operators import fused_mlp
+    from contnet_mm.models.kernels.operators import fused_mlp
 
     *rest, _ = arguments('fused_mlp')
     with pytest.raises(ValueError, match='save must be True'):
@@ -231,7 +231,7 @@ class _NoGradient(torch.autograd.Function):
 
 @pytest.mark.parametrize('name', OPERATORS[::2])
 def test_a_result_that_no_gradient_reaches_hands_none_on(name):
-    from contnet_mm.kernels import operators
+    from contnet_mm.models.kernels import operators
 
     x, *rest = arguments(name)
     out = getattr(operators, name)(x, *rest)[0]
@@ -251,7 +251,7 @@ def test_autocast_around_the_backward_pass_alone_changes_nothing():
 
 
 def test_frozen_encoders_save_nothing_for_a_backward_pass(monkeypatch):
-    import contnet_mm.kernels.encoder as encoder
+    import contnet_mm.models.kernels.encoder as encoder
 
     saves = []
 
@@ -286,12 +286,12 @@ class Called(Exception):
 
 @pytest.fixture
 def trap(monkeypatch):
-    import contnet_mm.kernels.encoder
+    import contnet_mm.models.kernels.encoder
 
     def attend(*_, **__):
         raise Called
 
-    monkeypatch.setattr(contnet_mm.kernels.encoder, 'attend', attend)
+    monkeypatch.setattr(contnet_mm.models.kernels.encoder, 'attend', attend)
 
 
 def test_kernels_run_only_where_they_are_asked_for(trap, thin_arch):

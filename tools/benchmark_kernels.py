@@ -14,11 +14,11 @@ if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not i
 
 import torch  # noqa: E402
 
-from contnet_mm import kernels  # noqa: E402
 from contnet_mm.benchmark.kernels import make_halves, measure, render  # noqa: E402
 from contnet_mm.benchmark.machine import describe_hardware, describe_software  # noqa: E402
 from contnet_mm.benchmark.plan import parse_size  # noqa: E402
 from contnet_mm.benchmark.ways import measure_ways, render_ways  # noqa: E402
+from contnet_mm.models import kernels  # noqa: E402
 from contnet_mm.safe_save import write_file  # noqa: E402
 
 

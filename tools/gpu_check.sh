@@ -37,7 +37,7 @@ try:
     if not torch.cuda.is_available():
         sys.exit('gpu_check: torch sees no CUDA device')
     import hypothesis, matplotlib, pytest, timm, torchvision, triton
-    from contnet_mm import kernels
+    from contnet_mm.models import kernels
 except ImportError as error:
     sys.exit(f'gpu_check: {error}; give a folder with its wheels: bash tools/gpu_check.sh WHEELS')
 if not kernels.is_known_gpu(None):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from contnet_mm.arch import ALIASES, ARCHS
+from contnet_mm.models.arch import ALIASES, ARCHS
 from contnet_mm.swap.command import default_out, make_table, parse_options, read_original
 from contnet_mm.swap.plan import check_options, plan_swap
 from contnet_mm.swap.verify import verify_swap

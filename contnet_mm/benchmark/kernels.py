@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contnet_mm.arch import ARCHS
 from contnet_mm.benchmark.plan import Size
+from contnet_mm.models.arch import ARCHS
 from contnet_mm.models.encoder import (
     Encoder,
     tensors_of_attention,
@@ -45,7 +45,7 @@ class Half:
     def run(self, fused: bool) -> Callable[[Tensor], Tensor]:
         """Give the function of the map that is timed."""
         if fused:
-            from contnet_mm.kernels.encoder import attend, feed_forward
+            from contnet_mm.models.kernels.encoder import attend, feed_forward
 
             if self.kind == 'attention':
                 return lambda x: attend(x, **tensors_of_attention(self.encoder))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contnet_mm.benchmark.plan import NETWORKS, Size
-from contnet_mm.contnet import ConTNet
+from contnet_mm.models.contnet import ConTNet
 
 CONTIGUOUS, CHANNELS_LAST = 'contiguous', 'channels_last'
 MEMORY_FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from contnet_mm.arch import ARCHS
 from contnet_mm.benchmark.plan import Size
 from contnet_mm.models import window_attention as attention
+from contnet_mm.models.arch import ARCHS
 from contnet_mm.models.window_layout import window_layout
 
 STRIDE = 4  # pixels of a token of the first stage

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contnet_mm import kernels
+from contnet_mm.models import kernels
 from contnet_mm.models.feed_forward import FeedForward
 from contnet_mm.models.linear import apply_linear
 from contnet_mm.models.mode import Mode, choose_mode
@@ -206,7 +206,7 @@ class WindowEncoders(nn.ModuleList):
         return supported and layout.way is not Way.TRACED  # torch.export wants torch's operators
 
     def _encode_fused(self, x: Tensor) -> Tensor:
-        from contnet_mm.kernels.encoder import attend, feed_forward  # needs Triton
+        from contnet_mm.models.kernels.encoder import attend, feed_forward  # needs Triton
 
         tokens = x.permute(0, 2, 3, 1)
         for encoder in self:
@@ -216,7 +216,7 @@ class WindowEncoders(nn.ModuleList):
 
 
 def tensors_of_attention(encoder: Encoder) -> dict[str, object]:
-    """Return the arguments of :func:`contnet_mm.kernels.encoder.attend`."""
+    """Return the arguments of :func:`contnet_mm.models.kernels.encoder.attend`."""
     attn, norm = encoder.attn, encoder.norm1
     return dict(
         position=None if encoder.position is None else encoder.position.table(),
@@ -235,7 +235,7 @@ def tensors_of_attention(encoder: Encoder) -> dict[str, object]:
 
 
 def tensors_of_feed_forward(encoder: Encoder) -> dict[str, object]:
-    """Return the arguments of :func:`contnet_mm.kernels.encoder.feed_forward`."""
+    """Return the arguments of :func:`contnet_mm.models.kernels.encoder.feed_forward`."""
     ffn, norm = encoder.ffn, encoder.norm2
     return dict(
         fc1_weight=ffn.fc1.weight,

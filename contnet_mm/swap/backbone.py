@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from mmengine.config import ConfigDict
 from torch import nn
 
-from contnet_mm.arch import ALIASES, NUM_STAGES
+from contnet_mm.models.arch import ALIASES, NUM_STAGES
 from contnet_mm.swap.changes import SwapError
 from contnet_mm.swap.maps import Feature
 from contnet_mm.swap.task import type_name

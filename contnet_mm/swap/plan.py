@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from mmengine.config import Config
 
-from contnet_mm.arch import ALIASES, resolve_arch
-from contnet_mm.contnet import ConTNet
+from contnet_mm.models.arch import ALIASES, resolve_arch
+from contnet_mm.models.contnet import ConTNet
 from contnet_mm.swap import consumers, training
 from contnet_mm.swap.backbone import carry_settings, place_maps, short_name
 from contnet_mm.swap.changes import RunError, Swap, SwapError

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from contnet_mm.arch import check_integer
-from contnet_mm.blocks import channels_last, stage_layout
-from contnet_mm.contnet import ConTNet
+from contnet_mm.models.arch import check_integer
+from contnet_mm.models.blocks import channels_last, stage_layout
+from contnet_mm.models.contnet import ConTNet
 from contnet_mm.models.mode import is_compiling, is_tracing
-from contnet_mm.pretrained import PretrainedModule
+from contnet_mm.models.pretrained import PretrainedModule
 from contnet_mm.registry import MODELS
 
 
@@ -32,12 +32,12 @@ class ConTLayer(PretrainedModule):
         position: As the backbone's.
         pre_norm: As the backbone's.
         qkv_bias: As the backbone's.
-        norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.blocks.build_norm`.
+        norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.models.blocks.build_norm`.
         norm_eval: Keep batch norm in eval mode while training.
         with_cp: Recompute encoders in the backward pass to save memory; the values stay the same.
         init_cfg: As in MMEngine. ``dict(type='Pretrained', checkpoint=...)`` takes these parts from
-            every file that the whole :class:`~contnet_mm.contnet.ConTNet` takes, and raises unless
-            each tensor is found. Those of a detector's own shared head need
+            every file that the whole :class:`~contnet_mm.models.contnet.ConTNet` takes, and raises
+            unless each tensor is found. Those of a detector's own shared head need
             ``prefix='roi_head.shared_head.'``.
 
     Raises:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from contnet_mm.kernels import attention, mlp, norm
+from contnet_mm.models.kernels import attention, mlp, norm
 
 custom_op = torch.library.custom_op
 
@@ -58,7 +58,7 @@ def fused_mlp(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor, beta: Tensor,
     eps: float, pre_norm: bool, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See :func:`contnet_mm.kernels.mlp.forward`; tensors may lie in memory as they like."""
+    """See :func:`contnet_mm.models.kernels.mlp.forward`; tensors may lie in memory as they like."""
     tensors = [t.contiguous() for t in (x, w1, b1, w2, b2, gamma, beta)]
     with _on(x):
         return mlp.forward(*tensors, eps, pre_norm, save)
@@ -135,7 +135,7 @@ def fused_attention(
     qkv_bias: Tensor | None, weight: Tensor, proj_bias: Tensor, gamma: Tensor, beta: Tensor,
     eps: float, side: int, num_heads: int, pre_norm: bool, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """See :func:`contnet_mm.kernels.attention.forward`; memory as for :func:`fused_mlp`."""
+    """See :func:`contnet_mm.models.kernels.attention.forward`; memory as for :func:`fused_mlp`."""
     tensors = (x, position, bias, qkv_weight, qkv_bias, weight, proj_bias, gamma, beta)
     tensors = [None if t is None else t.contiguous() for t in tensors]
     with _on(x):

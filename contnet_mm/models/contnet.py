@@ -9,8 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from contnet_mm.arch import NUM_STAGES, check_flag, check_integer, check_integers, resolve_arch
-from contnet_mm.blocks import (
+from contnet_mm.models.arch import (
+    NUM_STAGES,
+    check_flag,
+    check_integer,
+    check_integers,
+    resolve_arch,
+)
+from contnet_mm.models.blocks import (
     ConTBlock,
     build_stem,
     channels_last,
@@ -18,8 +24,8 @@ from contnet_mm.blocks import (
 )
 from contnet_mm.models.mode import is_compiling, is_tracing
 from contnet_mm.models.position import RelativePosition
+from contnet_mm.models.pretrained import PretrainedModule
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS, WindowLayout
-from contnet_mm.pretrained import PretrainedModule
 from contnet_mm.registry import MODELS
 
 MIN_SIZE = 32  # pixels; the stride of the last map
@@ -103,7 +109,7 @@ class ConTNet(PretrainedModule):
         deep_stem: Three 3x3 convolutions in place of one 7x7.
         frozen_stages: Freeze the stem (0), or the stem and the stages up to this one (1 to 4); -1
             freezes nothing.
-        norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.blocks.build_norm`.
+        norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.models.blocks.build_norm`.
         norm_eval: Keep batch norm in eval mode while training.
         with_cp: Recompute encoders in the backward pass to save memory; the values stay the same.
         compile: Compile the stages with ``torch.compile``, once for all image sizes; needs torch

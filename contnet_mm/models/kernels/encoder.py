@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contnet_mm.kernels.operators import fused_attention, fused_mlp
+from contnet_mm.models.kernels.operators import fused_attention, fused_mlp
 
 
 def attend(

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from contnet_mm.kernels.tiles import (
+from contnet_mm.models.kernels.tiles import (
     PROGRAMS,
     block_of,
     load_rows,

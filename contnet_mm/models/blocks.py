@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from contnet_mm.arch import check_flag
+from contnet_mm.models.arch import check_flag
 from contnet_mm.models.encoder import WindowEncoders
 from contnet_mm.models.linear import autocast_dtype, has_hooks
 from contnet_mm.models.window_attention import choose_way

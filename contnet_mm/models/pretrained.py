@@ -7,15 +7,15 @@ from pathlib import Path
 
 from mmengine.model import BaseModule, PretrainedInit, initialize
 
-from contnet_mm.arch import check_flag
 from contnet_mm.checkpoint import load_pretrained
+from contnet_mm.models.arch import check_flag
 
 
 class PretrainedModule(BaseModule):
     """A ConTNet or a part of one, whose tensors have the names that they have in the whole.
 
     Args:
-        norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.blocks.build_norm`.
+        norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.models.blocks.build_norm`.
         norm_eval: Keep batch norm in eval mode while training.
         init_cfg: As in MMEngine, but ``Pretrained`` loads wholly or not at all.
 

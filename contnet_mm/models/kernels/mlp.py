@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from contnet_mm.kernels.tiles import (
+from contnet_mm.models.kernels.tiles import (
     block_of,
     load_rows,
     load_vector,
