@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from contnet_mm.checkpoint import check_coverage, find_backbone, find_tensors, prove_avg_down
-from contnet_mm.convert import convert_official, convert_to_official, is_official
-from contnet_mm.layout import read_options
+from contnet_mm.checkpoint.infer_arch import read_options
+from contnet_mm.checkpoint.load import check_coverage, find_backbone, find_tensors, prove_avg_down
+from contnet_mm.checkpoint.official_keys import convert_official, convert_to_official, is_official
+from contnet_mm.checkpoint.read import read_checkpoint
+from contnet_mm.checkpoint.write import check_suffix, encode_checkpoint, write_file
 from contnet_mm.models.contnet import ConTNet
-from contnet_mm.safe_load import read_checkpoint
-from contnet_mm.safe_save import check_suffix, encode_checkpoint, write_file
 from contnet_mm.version import __version__
 
 LAYOUTS = {
@@ -76,7 +76,7 @@ def read_network(path: str | Path) -> Network:
     """Find a whole ConTNet in a checkpoint of any kind.
 
     Args:
-        path: The file; see :func:`~contnet_mm.safe_load.read_checkpoint`.
+        path: The file; see :func:`~contnet_mm.checkpoint.read.read_checkpoint`.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -13,10 +13,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
-from contnet_mm.checkpoint import NUM_LISTED, check_avg_down, find_tensors
+from contnet_mm.checkpoint.load import NUM_LISTED, check_avg_down, find_tensors
+from contnet_mm.checkpoint.read import read_checkpoint
+from contnet_mm.checkpoint.write import write_file
 from contnet_mm.models.contnet import ConTNet
-from contnet_mm.safe_load import read_checkpoint
-from contnet_mm.safe_save import write_file
 from contnet_mm.task_config import datasets_of, read_config
 
 NUM_CLASSES = 5  # that are named of a classifier
@@ -93,8 +93,8 @@ def load_inferencer(config: Config, checkpoint: str | Path, device: str | None =
     """Build the inferencer of the library that a config belongs to, with weights and classes.
 
     The library never opens the checkpoint, since it may run code that is in one:
-    :func:`contnet_mm.safe_load.read_checkpoint` does. Class names that a file lacks come from the
-    config's test data instead of from COCO or Cityscapes.
+    :func:`contnet_mm.checkpoint.read.read_checkpoint` does. Class names that a file lacks come from
+    the config's test data instead of from COCO or Cityscapes.
 
     Args:
         config: Of MMDetection, MMSegmentation or MMPretrain.

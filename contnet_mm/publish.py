@@ -9,8 +9,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-from contnet_mm.safe_load import read_checkpoint
-from contnet_mm.safe_save import SUFFIXES, encode_checkpoint, write_file
+from contnet_mm.checkpoint.read import read_checkpoint
+from contnet_mm.checkpoint.write import SUFFIXES, encode_checkpoint, write_file
 from contnet_mm.task_config import CONFIG_SUFFIXES
 
 # The text of the config stays out: it holds paths of the machine that trained.

@@ -14,8 +14,8 @@ from mmengine.model import PretrainedInit
 from torch import nn
 
 from contnet_mm import ConTNet
-from contnet_mm.convert import convert_official
-from contnet_mm.safe_load import read_checkpoint
+from contnet_mm.checkpoint.official_keys import convert_official
+from contnet_mm.checkpoint.read import read_checkpoint
 from tests.official import PARITY, backbone_options, official_state_dict, read_meta
 
 META = {read_meta(path)['arch']: read_meta(path) for path in PARITY}

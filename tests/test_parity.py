@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from contnet_mm import ConTNet
-from contnet_mm.convert import convert_official
+from contnet_mm.checkpoint.official_keys import convert_official
 from tests.official import PARITY, backbone_options, official_state_dict, read_meta
 
 TOLERANCE = 1e-4

@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from torch import nn
 
 from contnet_mm import ConTLayer, ConTNet
-from contnet_mm.convert import convert_official
+from contnet_mm.checkpoint.official_keys import convert_official
 from contnet_mm.models.blocks import stage_layout
 from contnet_mm.registry import MODELS
 from tests.conftest import THIN_ARCH

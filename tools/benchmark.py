@@ -38,7 +38,7 @@ from contnet_mm.benchmark.report import render_report  # noqa: E402
 from contnet_mm.benchmark.results import read_runs, write_run  # noqa: E402
 from contnet_mm.benchmark.run import run_multiscale, run_table  # noqa: E402
 from contnet_mm.benchmark.shapes import multiscale_shapes  # noqa: E402
-from contnet_mm.safe_save import write_file  # noqa: E402
+from contnet_mm.checkpoint.write import write_file  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:

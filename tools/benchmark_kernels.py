@@ -18,8 +18,8 @@ from contnet_mm.benchmark.kernels import make_halves, measure, render  # noqa: E
 from contnet_mm.benchmark.machine import describe_hardware, describe_software  # noqa: E402
 from contnet_mm.benchmark.plan import parse_size  # noqa: E402
 from contnet_mm.benchmark.ways import measure_ways, render_ways  # noqa: E402
+from contnet_mm.checkpoint.write import write_file  # noqa: E402
 from contnet_mm.models import kernels  # noqa: E402
-from contnet_mm.safe_save import write_file  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
+from contnet_mm.checkpoint.write import write_file
 from contnet_mm.inference import load_inferencer, read_image
-from contnet_mm.safe_save import write_file
 from contnet_mm.task_config import datasets_of, read_config
 
 PAIRS_PER_ROW = 2

@@ -9,8 +9,8 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
+from contnet_mm.checkpoint.write import write_file
 from contnet_mm.doctor import LIBRARIES
-from contnet_mm.safe_save import write_file
 from contnet_mm.swap.sweep import (
     FAILED,
     REFUSED,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from contnet_mm.safe_save import write_file
+from contnet_mm.checkpoint.write import write_file
 
 FORMAT = 1
 

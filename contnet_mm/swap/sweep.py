@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import torch
 from mmengine.config import Config
 
-from contnet_mm.safe_save import write_file
+from contnet_mm.checkpoint.write import write_file
 from contnet_mm.swap.changes import SwapError
 from contnet_mm.swap.plan import plan_swap
 from contnet_mm.swap.task import TASKS, kind_of, type_name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from contnet_mm.safe_save import write_file
+from contnet_mm.checkpoint.write import write_file
 from contnet_mm.swap.changes import Change, Swap, SwapError
 from contnet_mm.swap.difference import first_difference, state_difference, to_plain
 from contnet_mm.swap.source import clean_comment, write_assignment

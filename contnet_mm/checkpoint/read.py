@@ -21,7 +21,7 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
-from contnet_mm.safe_save import import_safetensors
+from contnet_mm.checkpoint.write import import_safetensors
 
 
 def _numpy_globals() -> dict[str, object]:

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from contnet_mm.convert import AVG_DOWN, convert_official, is_official
-from contnet_mm.layout import describe
-from contnet_mm.safe_load import read_checkpoint
+from contnet_mm.checkpoint.infer_arch import describe
+from contnet_mm.checkpoint.official_keys import AVG_DOWN, convert_official, is_official
+from contnet_mm.checkpoint.read import read_checkpoint
 
 NUM_LISTED = 5  # keys named in an error
 
