@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from contnet_mm.launch import find_tool, list_tools, resolve_name, run_script
-from contnet_mm.task_config import resources
+from contnet_mm.apis.config import resources
+from contnet_mm.apis.launch import find_tool, list_tools, resolve_name, run_script
 
 
 def make_parser(folder: Path) -> argparse.ArgumentParser:

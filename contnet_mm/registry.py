@@ -18,5 +18,5 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_CONSTRUCTORS,
     scope='contnet_mm',
-    locations=['contnet_mm.layer_decay'],
+    locations=['contnet_mm.engine.layer_decay'],
 )

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import nn
 
 from contnet_mm import ConTNet
-from contnet_mm.complexity import (
+from contnet_mm.apis.complexity import (
     Complexity,
     count,
     count_config,
@@ -19,7 +19,7 @@ from contnet_mm.complexity import (
     make_table,
     renew_tables,
 )
-from contnet_mm.task_config import read_config
+from contnet_mm.apis.config import read_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from contnet_mm import ConTNet, safe_save
+from contnet_mm.apis.convert import convert_file, read_network
 from contnet_mm.checkpoint.load import load_pretrained
 from contnet_mm.checkpoint.official_keys import convert_official, convert_to_official
 from contnet_mm.checkpoint.read import read_checkpoint
-from contnet_mm.convert_file import convert_file, read_network
 from tests.official import PARITY, backbone_options, official_state_dict, read_meta
 
 ROOT = Path(__file__).parents[1]

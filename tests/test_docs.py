@@ -12,9 +12,9 @@ import pytest
 from mmengine.config import Config
 
 import contnet_mm
+from contnet_mm.apis.config import find_config, read_config
 from contnet_mm.models import kernels
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
-from contnet_mm.task_config import find_config, read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *ROOT.glob('docs/*.md'), *ROOT.glob('configs/*/README.md')]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from contnet_mm.inference import load_inferencer, predict_image, read_image, write_picture
-from contnet_mm.task_config import read_config
+from contnet_mm.apis.config import read_config
+from contnet_mm.apis.inference import load_inferencer, predict_image, read_image, write_picture
 from tests.conftest import THIN_ARCH
 
 ROOT = Path(__file__).parents[1]
@@ -254,7 +254,7 @@ def test_script_names_what_is_wrong(args, message, image, tmp_path, monkeypatch,
 
 def test_script_names_a_folder_that_cannot_be_written(image, monkeypatch, capsys):
     monkeypatch.setattr(
-        'contnet_mm.inference.predict_image', lambda *_: (np.zeros((4, 5, 3), np.uint8), [])
+        'contnet_mm.apis.inference.predict_image', lambda *_: (np.zeros((4, 5, 3), np.uint8), [])
     )
     script = str(ROOT / 'tools' / 'image_demo.py')
     args = [str(image), 'good.py', 'no.pth', '--out', f'{image}/out.png']  # below a file

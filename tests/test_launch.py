@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from contnet_mm import launch, task_config
+from contnet_mm.apis import config as api_config
+from contnet_mm.apis import launch
 
 ROOT = Path(__file__).parents[1]
 DEMO = 'retinanet_contnet-ti_fpn_demo.py'
@@ -110,15 +111,15 @@ def test_a_config_of_a_library_that_is_not_found_sends_every_tool_to_the_doctor(
     name = 'mmyolo::_base_/default_runtime.py'
     for asked in (name, write(tmp_path, f'_base_ = {name!r}\n')):
         with pytest.raises(ValueError, match='mmyolo is not installed.*contnet_mm doctor'):
-            task_config.read_config(asked)
+            api_config.read_config(asked)
 
 
 def test_a_config_is_read_with_its_imports_unless_told_otherwise(tmp_path):
     imports = "custom_imports = dict(imports=['no_such_module'], allow_failed_imports=False)\n"
     config = write(tmp_path, imports + "default_scope = 'mmseg'\n")
-    assert task_config.read_config(config, import_custom_modules=False).default_scope == 'mmseg'
+    assert api_config.read_config(config, import_custom_modules=False).default_scope == 'mmseg'
     with pytest.raises(ImportError, match='no_such_module'):
-        task_config.read_config(config)
+        api_config.read_config(config)
 
 
 def test_the_data_sets_of_a_split_are_those_inside_wrappers():
@@ -126,8 +127,8 @@ def test_the_data_sets_of_a_split_are_those_inside_wrappers():
     repeated = dict(type='RepeatDataset', times=2, dataset=inner[0])
     both = dict(type='ConcatDataset', datasets=[repeated, inner[1]])
     config = Config(dict(train_dataloader=dict(dataset=both), val_dataloader=None))
-    assert task_config.datasets_of(config, 'train') == inner
-    assert task_config.datasets_of(config, 'val') == task_config.datasets_of(config, 'test') == []
+    assert api_config.datasets_of(config, 'train') == inner
+    assert api_config.datasets_of(config, 'val') == api_config.datasets_of(config, 'test') == []
 
 
 def test_a_missing_library_or_script_is_an_error_that_names_it(tmp_path, monkeypatch):
@@ -164,7 +165,7 @@ def test_a_script_runs_as_if_python_had_started_it(run, tmp_path):
     )
     start = tmp_path / 'start.py'
     start.write_text(
-        'from pathlib import Path\nfrom contnet_mm.launch import run_script\n'
+        'from pathlib import Path\nfrom contnet_mm.apis.launch import run_script\n'
         f'run_script(Path({str(script)!r}), ["--x", "a b"])\n'
     )
     status, out, _ = run(start)
@@ -223,7 +224,7 @@ def test_a_tool_gets_its_arguments_with_the_config_found(run, tmp_path, monkeypa
     tool = tmp_path / 'tools' / 'echo.py'
     tool.parent.mkdir()
     tool.write_text('"""Echoes."""\nimport json, sys\nprint(json.dumps(sys.argv))\n')
-    monkeypatch.setattr(task_config, 'resources', lambda: tmp_path)
+    monkeypatch.setattr(api_config, 'resources', lambda: tmp_path)
     arguments = ['--help', '-x=a.py', 'other.py', 'c.pth']
     status, out, _ = run(MAIN, 'echo', DEMO, *arguments)
     found = str(tmp_path / 'configs' / 'demo' / DEMO)
@@ -231,13 +232,13 @@ def test_a_tool_gets_its_arguments_with_the_config_found(run, tmp_path, monkeypa
 
 
 def test_resources_are_the_checkout_or_the_folder_of_a_wheel(tmp_path, monkeypatch):
-    assert task_config.resources() == ROOT
+    assert api_config.resources() == ROOT
     package = tmp_path / 'site' / 'contnet_mm'
     package.mkdir(parents=True)
-    monkeypatch.setattr(task_config, '__file__', str(package / 'task_config.py'))
+    monkeypatch.setattr(api_config, '__file__', str(package / 'apis' / 'config.py'))
     with pytest.raises(ValueError, match='without configs and tools'):
-        task_config.resources()
+        api_config.resources()
     for folder in (package.parent, package / '.mim'):  # the wheel's own come first
         for name in ('configs', 'tools'):
             (folder / name).mkdir(parents=True)
-        assert task_config.resources() == folder
+        assert api_config.resources() == folder

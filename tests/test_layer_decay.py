@@ -61,7 +61,8 @@ def test_rates_fall_by_the_factor_from_the_head_to_the_stem():
 def test_the_log_tells_the_rate_of_every_layer(monkeypatch):
     lines = []
     monkeypatch.setattr(
-        'contnet_mm.layer_decay.print_log', lambda message, logger: lines.append((message, logger))
+        'contnet_mm.engine.layer_decay.print_log',
+        lambda message, logger: lines.append((message, logger)),
     )
     model = Detector(ConTNet(dict(THIN_ARCH)))
     groups_by_name(model, layer_decay_rate=0.5, custom_keys={'stages.3.1.conv.': dict(lr_mult=2.0)})

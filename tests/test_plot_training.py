@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from contnet_mm.training_log import read_training_log
+from contnet_mm.apis.training_log import read_training_log
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from mmengine.runner import load_checkpoint
 
+from contnet_mm.apis.publish import check_published, publish_checkpoint, select_meta
 from contnet_mm.checkpoint.read import read_checkpoint
-from contnet_mm.publish import check_published, publish_checkpoint, select_meta
 from tests.conftest import THIN_ARCH
 from tests.tiny_runner import TinyClassifier, train_briefly
 

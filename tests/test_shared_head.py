@@ -342,7 +342,7 @@ def test_crops_of_another_shape_are_refused(shape):
 
 def test_mask_rcnn_c4_trains_and_predicts_with_the_shared_head(tmp_path):
     pytest.importorskip('mmdet')
-    from contnet_mm.task_config import read_config
+    from contnet_mm.apis.config import read_config
     from tests.synthetic import build_model, make_batch
 
     weights = randomize(ConTNet('tiny'))

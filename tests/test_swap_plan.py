@@ -16,13 +16,13 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from contnet_mm import ConTNet, swap_backbone
+from contnet_mm.apis.config import read_config
 from contnet_mm.swap import SwapError, consumers, plan_swap
 from contnet_mm.swap.backbone import carry_settings, map_strides, place_maps
 from contnet_mm.swap.edit import Editor, walk
 from contnet_mm.swap.maps import Feature, measure
 from contnet_mm.swap.pixels import MEAN, STD, mend_pixels
 from contnet_mm.swap.training import CONSTRUCTOR, mend_optimizer, take_out_weights
-from contnet_mm.task_config import read_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 WIDTHS = [64, 128, 256, 1024]  # of ConT-M

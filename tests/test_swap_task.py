@@ -4,8 +4,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from contnet_mm.apis.config import read_config
 from contnet_mm.swap.task import TASKS, dicts_in, kind_of, library_of, task_of, type_name
-from contnet_mm.task_config import read_config
 
 KINDS = {
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py': 'detection',

@@ -15,6 +15,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from contnet_mm import ConTNet
+from contnet_mm.apis.config import read_config
 from contnet_mm.swap import verify as module
 from contnet_mm.swap.changes import RunError, SwapError
 from contnet_mm.swap.samples import image_sizes, make_batch, tensors_in
@@ -30,7 +31,6 @@ from contnet_mm.swap.verify import (
     verify,
     verify_swap,
 )
-from contnet_mm.task_config import read_config
 
 FOLDER = Path(__file__).parents[1] / 'configs' / 'demo'
 DETECTOR = 'retinanet_contnet-ti_fpn_demo.py'

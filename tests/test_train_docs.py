@@ -12,9 +12,9 @@ pytest.importorskip('mim')
 
 from mmengine.config import Config, DictAction
 
+from contnet_mm.apis.config import find_config
+from contnet_mm.apis.launch import library_of
 from contnet_mm.doctor.facts import origin
-from contnet_mm.launch import library_of
-from contnet_mm.task_config import find_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / 'docs' / 'train.md').read_text()

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
+from contnet_mm.apis.config import read_config
 from contnet_mm.check_dataset import KINDS, Finding, check_parts, parts_of_config, parts_of_folder
 from contnet_mm.check_dataset.parts import Part
-from contnet_mm.task_config import read_config
 
 
 def make_parser() -> argparse.ArgumentParser:

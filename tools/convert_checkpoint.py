@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from contnet_mm.convert_file import convert_file
+from contnet_mm.apis.convert import convert_file
 
 
 def make_parser() -> argparse.ArgumentParser:

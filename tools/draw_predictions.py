@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
+from contnet_mm.apis.config import datasets_of, read_config
+from contnet_mm.apis.inference import load_inferencer, read_image
 from contnet_mm.checkpoint.write import write_file
-from contnet_mm.inference import load_inferencer, read_image
-from contnet_mm.task_config import datasets_of, read_config
 
 PAIRS_PER_ROW = 2
 # Inches of the picture for each panel, so that text fits on small images.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from contnet_mm.inference import SUFFIXES, predict_image, write_picture
+from contnet_mm.apis.inference import SUFFIXES, predict_image, write_picture
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -12,8 +12,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from contnet_mm.apis.training_log import Curves, read_training_log
 from contnet_mm.checkpoint.write import write_file
-from contnet_mm.training_log import Curves, read_training_log
 
 METRICS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50')
 METRICS += ('cityscapes/mAP', 'cityscapes/AP@50', 'mIoU', 'accuracy/top1')

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
+from contnet_mm.apis.complexity import DEFAULT_SIZES, make_table, renew_tables
 from contnet_mm.checkpoint.write import write_file
-from contnet_mm.complexity import DEFAULT_SIZES, make_table, renew_tables
 
 
 def make_parser() -> argparse.ArgumentParser:

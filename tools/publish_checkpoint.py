@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from contnet_mm.publish import publish_checkpoint
+from contnet_mm.apis.publish import publish_checkpoint
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from contnet_mm.launch import make_task_parser, run_task
+from contnet_mm.apis.launch import make_task_parser, run_task
 
 
 def make_parser() -> argparse.ArgumentParser:

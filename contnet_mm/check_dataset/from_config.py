@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from contnet_mm.task_config import datasets_of
+from contnet_mm.apis.config import datasets_of
 
 from .library import library_classes
 from .mending import (

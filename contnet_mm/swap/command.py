@@ -8,17 +8,17 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
+from contnet_mm.apis.config import read_config
 from contnet_mm.swap.backbone import short_name
 from contnet_mm.swap.changes import Swap, SwapError
 from contnet_mm.swap.difference import MISSING, to_plain
 from contnet_mm.swap.source import write_inline
-from contnet_mm.task_config import read_config
 
 LONGEST_VALUE = 40  # columns
 
 
 def read_original(name: str) -> Config:
-    """Read the config before; as :func:`~contnet_mm.task_config.read_config`.
+    """Read the config before; as :func:`~contnet_mm.apis.config.read_config`.
 
     Raises:
         ValueError: Whatever goes wrong, with the name of the config.

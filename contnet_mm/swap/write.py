@@ -8,11 +8,11 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from contnet_mm.apis.config import find_config
 from contnet_mm.checkpoint.write import write_file
 from contnet_mm.swap.changes import Change, Swap, SwapError
 from contnet_mm.swap.difference import first_difference, state_difference, to_plain
 from contnet_mm.swap.source import clean_comment, write_assignment
-from contnet_mm.task_config import find_config
 
 # What a reader looks for first; the rest keeps its order.
 FIRST = ('_base_', 'custom_imports', 'model')
@@ -60,7 +60,7 @@ def relative_base(config_name: str, out: Path) -> str:
     """Return what a config file writes into ``_base_`` to inherit another.
 
     Args:
-        config_name: As :func:`~contnet_mm.task_config.read_config` takes it.
+        config_name: As :func:`~contnet_mm.apis.config.read_config` takes it.
         out: Path of the file that inherits.
 
     Returns:

@@ -22,7 +22,7 @@ def resources() -> Path:
     Raises:
         ValueError: If there is neither.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / '.mim', package.parent):
         if (folder / 'configs').is_dir() and (folder / 'tools').is_dir():
             return folder

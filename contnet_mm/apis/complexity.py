@@ -18,9 +18,9 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from contnet_mm.apis.config import read_config
 from contnet_mm.models.window_attention import force_way
 from contnet_mm.models.window_layout import Way
-from contnet_mm.task_config import read_config
 
 # Height and width in pixels at which the models of each library are usually compared.
 DEFAULT_SIZES = {'mmdet': (800, 1280), 'mmpretrain': (224, 224), 'mmseg': (512, 1024)}

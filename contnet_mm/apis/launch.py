@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
-from contnet_mm.task_config import CONFIG_SUFFIXES, LIBRARIES, find_config, read_config
+from contnet_mm.apis.config import CONFIG_SUFFIXES, LIBRARIES, find_config, read_config
 
 
 def library_of(config: str) -> str:

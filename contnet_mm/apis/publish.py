@@ -9,9 +9,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
+from contnet_mm.apis.config import CONFIG_SUFFIXES
 from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.write import SUFFIXES, encode_checkpoint, write_file
-from contnet_mm.task_config import CONFIG_SUFFIXES
 
 # The text of the config stays out: it holds paths of the machine that trained.
 KEPT_META = (

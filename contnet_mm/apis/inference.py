@@ -13,11 +13,11 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
+from contnet_mm.apis.config import datasets_of, read_config
 from contnet_mm.checkpoint.load import NUM_LISTED, check_avg_down, find_tensors
 from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.write import write_file
 from contnet_mm.models.contnet import ConTNet
-from contnet_mm.task_config import datasets_of, read_config
 
 NUM_CLASSES = 5  # that are named of a classifier
 SUFFIXES = ('.png', '.jpg', '.jpeg')
