@@ -20,7 +20,7 @@ pytest.importorskip('skimage')
 pytest.importorskip('sklearn')
 pytest.importorskip('cityscapesscripts')
 
-from contnet_mm.check_dataset import (
+from contnet_mm.datasets.check import (
     ClassificationPart,
     DetectionPart,
     SegmentationPart,
@@ -29,14 +29,14 @@ from contnet_mm.check_dataset import (
     parts_of_config,
     parts_of_folder,
 )
-from contnet_mm.check_dataset.library import library_classes
-from contnet_mm.check_dataset.mending import (
+from contnet_mm.datasets.check.fixes import (
     Mending,
     cityscapes_mending,
     coco_mending,
     demo_mending,
 )
-from contnet_mm.demo import DemoOptions, make_demo_data
+from contnet_mm.datasets.check.library import library_classes
+from contnet_mm.datasets.demo import DemoOptions, make_demo_data
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / 'tools' / 'check_dataset.py'

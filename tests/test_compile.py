@@ -314,7 +314,7 @@ print('graphs:', counters['stats']['unique_graphs'])
 @pytest.mark.slow
 @pytest.mark.parametrize('amp', [[], ['--amp']], ids=['float32', 'amp'])
 def test_a_detector_trains_with_a_compiled_backbone(tmp_path, amp):
-    from contnet_mm.demo import DemoOptions, make_demo_data
+    from contnet_mm.datasets.demo import DemoOptions, make_demo_data
 
     pytest.importorskip('mmdet')
     make_demo_data(tmp_path / 'data' / 'demo', DemoOptions(num_train=4, num_val=1))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from contnet_mm.demo import DemoOptions, make_demo_data
+from contnet_mm.datasets.demo import DemoOptions, make_demo_data
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs' / 'demo').glob('*.py'))

@@ -21,11 +21,11 @@ from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from contnet_mm.demo import DemoOptions, build, make_demo_data, sources
-from contnet_mm.demo.cityscapes import DIGIT_LABELS, label_maps
-from contnet_mm.demo.coco import describe_mask
-from contnet_mm.demo.imagenet import crop_digit
-from contnet_mm.demo.scenes import SceneMaker
+from contnet_mm.datasets.demo import DemoOptions, build, make_demo_data, sources
+from contnet_mm.datasets.demo.cityscapes import DIGIT_LABELS, label_maps
+from contnet_mm.datasets.demo.coco import describe_mask
+from contnet_mm.datasets.demo.imagenet import crop_digit
+from contnet_mm.datasets.demo.scenes import SceneMaker
 
 # pycocotools' arrays predate NumPy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
@@ -123,7 +123,7 @@ def test_image_shows_only_its_crop(monkeypatch):
     outside = np.ones(photograph.shape[:2], bool)
     outside[top:bottom, left:right] = False
     photograph[outside] = 255 - photograph[outside]
-    monkeypatch.setattr('contnet_mm.demo.scenes.load_photograph', lambda path: photograph)
+    monkeypatch.setattr('contnet_mm.datasets.demo.scenes.load_photograph', lambda path: photograph)
     assert np.array_equal(maker.make('val', 0).image, before.image)
 
 
@@ -157,8 +157,8 @@ def test_categories_name_the_handwritten_digit(data):
 
 
 def test_no_instance_shows_less_than_the_least_area_however_hidden(monkeypatch):
-    monkeypatch.setattr('contnet_mm.demo.scenes.MIN_AREA', 400)
-    monkeypatch.setattr('contnet_mm.demo.scenes.MAX_OVERLAP', 1.0)
+    monkeypatch.setattr('contnet_mm.datasets.demo.scenes.MIN_AREA', 400)
+    monkeypatch.setattr('contnet_mm.datasets.demo.scenes.MAX_OVERLAP', 1.0)
     maker = SceneMaker(OPTIONS)
     for index in range(20):
         assert all(digit.visible.sum() >= 400 for digit in maker.make('train', index).digits)

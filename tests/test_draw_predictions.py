@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from contnet_mm.demo import DemoOptions, make_demo_data
+from contnet_mm.datasets.demo import DemoOptions, make_demo_data
 from tests.synthetic import build_model
 
 plt = pytest.importorskip('matplotlib.pyplot')

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from contnet_mm.demo import DemoOptions, make_demo_data
+from contnet_mm.datasets.demo import DemoOptions, make_demo_data
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from contnet_mm.apis.config import read_config
-from contnet_mm.check_dataset import KINDS, Finding, check_parts, parts_of_config, parts_of_folder
-from contnet_mm.check_dataset.parts import Part
+from contnet_mm.datasets.check import KINDS, Finding, check_parts, parts_of_config, parts_of_folder
+from contnet_mm.datasets.check.parts import Part
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from contnet_mm.demo import DemoOptions, make_demo_data
+from contnet_mm.datasets.demo import DemoOptions, make_demo_data
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from mmengine.analysis import get_model_complexity_info
 from contnet_mm import ConTNet
 from contnet_mm.apis.complexity import count, count_config
 from contnet_mm.apis.config import read_config
-from contnet_mm.demo import DemoOptions, make_demo_data
+from contnet_mm.datasets.demo import DemoOptions, make_demo_data
 from tests.models.helpers import POSITIONS, assert_close, build, gradients, loss_of
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .files import Progress, colour_notes, examine, file_findings, list_files, read_list
 from .findings import Finding, found
-from .mending import unpack_classes
+from .fixes import unpack_classes
 from .parts import ClassificationPart
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .library import library_classes
-from .mending import (
+from .fixes import (
     cityscapes_mending,
     coco_mending,
     demo_mending,
     demo_settings,
     imagenet_mending,
 )
+from .library import library_classes
 from .parts import ClassificationPart, DetectionPart, Part, SegmentationPart
 
 KINDS = ('coco', 'cityscapes', 'imagenet')

@@ -11,8 +11,7 @@ from mmengine.config import Config
 
 from contnet_mm.apis.config import datasets_of
 
-from .library import library_classes
-from .mending import (
+from .fixes import (
     Mending,
     cityscapes_mending,
     coco_mending,
@@ -21,6 +20,7 @@ from .mending import (
     imagenet_mending,
     own_mending,
 )
+from .library import library_classes
 from .parts import IMAGE_SUFFIXES, ClassificationPart, DetectionPart, Part, SegmentationPart
 from .published import (
     CITYSCAPES_CLASSES,

@@ -1,0 +1,1 @@
+"""Data sets: checking them, and making those of the demo."""
