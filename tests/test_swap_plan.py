@@ -20,7 +20,7 @@ from contnet_mm.apis.config import read_config
 from contnet_mm.swap import SwapError, consumers, plan_swap
 from contnet_mm.swap.backbone import carry_settings, map_strides, place_maps
 from contnet_mm.swap.edit import Editor, walk
-from contnet_mm.swap.maps import Feature, measure
+from contnet_mm.swap.features import Feature, measure
 from contnet_mm.swap.pixels import MEAN, STD, mend_pixels
 from contnet_mm.swap.training import CONSTRUCTOR, mend_optimizer, take_out_weights
 

@@ -9,7 +9,7 @@ from contnet_mm.apis.config import read_config
 from contnet_mm.swap import plan_swap, sweep
 from contnet_mm.swap.sweep import Outcome
 from contnet_mm.swap.task import TASKS
-from contnet_mm.swap.verify import verify_swap
+from contnet_mm.swap.trial.verify import verify_swap
 from tools.sweep_zoo import make_parser
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'swap.md'

@@ -10,8 +10,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from contnet_mm.swap.difference import first_difference, to_plain
 from contnet_mm.swap.plan import plan_swap
+from contnet_mm.swap.text.difference import first_difference, to_plain
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'swap_backbone.py'
@@ -189,7 +189,7 @@ def test_bad_input_is_named_and_leaves_no_file(run, folder, arguments, message):
 
 
 def test_what_does_not_train_is_not_written(run, folder, monkeypatch):
-    import contnet_mm.swap.verify
+    import contnet_mm.swap.trial.verify
     from contnet_mm.swap.changes import SwapError
 
     seen = []
@@ -198,7 +198,7 @@ def test_what_does_not_train_is_not_written(run, folder, monkeypatch):
         seen.append(config)
         raise SwapError('the loss is nan')
 
-    monkeypatch.setattr(contnet_mm.swap.verify, 'verify', refuse)
+    monkeypatch.setattr(contnet_mm.swap.trial.verify, 'verify', refuse)
     status, out, error = run('mine/classifier.py', '--arch', 'tiny')
     assert (status, out) == (2, '') and 'mine/classifier.py: the loss is nan' in error
     assert files(folder) == ['mine/classifier.py']

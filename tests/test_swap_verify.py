@@ -16,12 +16,12 @@ from torch import nn
 
 from contnet_mm import ConTNet
 from contnet_mm.apis.config import read_config
-from contnet_mm.swap import verify as module
 from contnet_mm.swap.changes import RunError, SwapError
-from contnet_mm.swap.samples import image_sizes, make_batch, tensors_in
-from contnet_mm.swap.small import make_small
 from contnet_mm.swap.task import dicts_in, type_name
-from contnet_mm.swap.verify import (
+from contnet_mm.swap.trial import verify as module
+from contnet_mm.swap.trial.samples import image_sizes, make_batch, tensors_in
+from contnet_mm.swap.trial.shrink import make_small
+from contnet_mm.swap.trial.verify import (
     AlikeError,
     MissingDependencyError,
     PredictError,

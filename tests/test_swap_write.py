@@ -14,10 +14,10 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from contnet_mm.swap.changes import Change, Swap, SwapError
-from contnet_mm.swap.command import default_out, make_table, parse_options
-from contnet_mm.swap.difference import first_difference, state_difference, to_plain
-from contnet_mm.swap.source import write_inline
-from contnet_mm.swap.write import (
+from contnet_mm.swap.text.command import default_out, make_table, parse_options
+from contnet_mm.swap.text.difference import first_difference, state_difference, to_plain
+from contnet_mm.swap.text.source import write_inline
+from contnet_mm.swap.text.write import (
     is_pure_python,
     read_back,
     relative_base,

@@ -11,10 +11,9 @@ from pathlib import Path
 from mmengine.logging import MMLogger
 
 from contnet_mm.models.arch import ALIASES, ARCHS
-from contnet_mm.swap.command import default_out, make_table, parse_options, read_original
 from contnet_mm.swap.plan import check_options, plan_swap
-from contnet_mm.swap.verify import verify_swap
-from contnet_mm.swap.write import (
+from contnet_mm.swap.text.command import default_out, make_table, parse_options, read_original
+from contnet_mm.swap.text.write import (
     check_out,
     is_pure_python,
     read_back,
@@ -23,6 +22,7 @@ from contnet_mm.swap.write import (
     render_flat,
     write_config,
 )
+from contnet_mm.swap.trial.verify import verify_swap
 
 
 def make_parser() -> argparse.ArgumentParser:

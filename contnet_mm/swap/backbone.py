@@ -9,7 +9,7 @@ from torch import nn
 
 from contnet_mm.models.arch import ALIASES, NUM_STAGES
 from contnet_mm.swap.changes import SwapError
-from contnet_mm.swap.maps import Feature
+from contnet_mm.swap.features import Feature
 from contnet_mm.swap.task import type_name
 
 STRIDES = (4, 8, 16, 32)  # of ConTNet's maps, as of a ResNet's

@@ -13,7 +13,7 @@ from torch import nn
 
 from contnet_mm.swap.changes import SwapError
 from contnet_mm.swap.edit import Editor, Path
-from contnet_mm.swap.maps import Feature, build, measure, run
+from contnet_mm.swap.features import Feature, build, measure, run
 from contnet_mm.swap.task import type_name
 
 CHANNELS = 'in_channels'

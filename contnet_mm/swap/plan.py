@@ -14,10 +14,10 @@ from contnet_mm.swap import consumers, training
 from contnet_mm.swap.backbone import carry_settings, place_maps, short_name
 from contnet_mm.swap.changes import RunError, Swap, SwapError
 from contnet_mm.swap.edit import Editor, Path
-from contnet_mm.swap.maps import SIZES, build, measure, run
+from contnet_mm.swap.features import SIZES, build, measure, run
 from contnet_mm.swap.pixels import mend_pixels
 from contnet_mm.swap.task import TASKS, kind_of, library_of, type_name
-from contnet_mm.swap.verify import sandbox
+from contnet_mm.swap.trial.verify import sandbox
 
 TYPE = 'contnet_mm.ConTNet'
 # What decides the maps besides `arch`; a shared head has to be built alike.
@@ -36,7 +36,7 @@ def swap_backbone(
 
     The old backbone and what follows it are built and run on a small image, so that what is put
     into the config agrees with what is there. Nothing is trained or verified beyond that; see
-    :func:`contnet_mm.swap.verify`.
+    :func:`contnet_mm.swap.trial.verify`.
 
     Args:
         cfg: Of a detector, segmentor or classifier of MMDetection, MMSegmentation or MMPretrain,

@@ -26,8 +26,13 @@ from contnet_mm.checkpoint.write import write_file
 from contnet_mm.swap.changes import SwapError
 from contnet_mm.swap.plan import plan_swap
 from contnet_mm.swap.task import TASKS, kind_of, type_name
-from contnet_mm.swap.verify import NO_PREDICTION, AlikeError, MissingDependencyError, verify_swap
-from contnet_mm.swap.write import read_back, relative_base, render_child
+from contnet_mm.swap.text.write import read_back, relative_base, render_child
+from contnet_mm.swap.trial.verify import (
+    NO_PREDICTION,
+    AlikeError,
+    MissingDependencyError,
+    verify_swap,
+)
 
 WORKS, TRAINS, REFUSED, FAILED, OTHER = 'works', 'trains', 'refused', 'failed', 'other'
 STATUSES = (WORKS, TRAINS, REFUSED, FAILED)

@@ -23,9 +23,9 @@ from torch import nn
 
 from contnet_mm.doctor import LIBRARIES
 from contnet_mm.swap.changes import RunError, SwapError
-from contnet_mm.swap.samples import make_batch, tensors_in
-from contnet_mm.swap.small import make_small
 from contnet_mm.swap.task import TASKS, kind_of, library_of, register, task_of, type_name
+from contnet_mm.swap.trial.samples import make_batch, tensors_in
+from contnet_mm.swap.trial.shrink import make_small
 
 # Times the smallest images, for what does not run on those: LRASPP's pooling needs 400 pixels.
 LARGER = {'mmdet': 3, 'mmseg': 7, 'mmpretrain': 3}
@@ -96,7 +96,7 @@ def verify(config: Config) -> str:
 
     Nothing is downloaded, written or logged, and the config, random numbers, default scope and
     logger stay as they were. What is left out or made small is in
-    :func:`contnet_mm.swap.small.make_small`.
+    :func:`contnet_mm.swap.trial.shrink.make_small`.
 
     Args:
         config: Of detection, instance, panoptic or semantic segmentation, or classification.
@@ -129,7 +129,7 @@ def run(
     """Train a model for one step and predict, on the smallest images that it takes.
 
     Args:
-        config: What :func:`contnet_mm.swap.small.make_small` returned.
+        config: What :func:`contnet_mm.swap.trial.shrink.make_small` returned.
         model: What :func:`build` made of it.
         optimizer: Takes the step, if given.
 
@@ -260,7 +260,7 @@ def build(config: Config) -> nn.Module:
     """Build the model of a config as the Runner does on one device, with weights of its own.
 
     Args:
-        config: What :func:`contnet_mm.swap.small.make_small` returned.
+        config: What :func:`contnet_mm.swap.trial.shrink.make_small` returned.
 
     Raises:
         SwapError: If it cannot be built.

@@ -25,7 +25,7 @@ def make_batch(config: Config, model: nn.Module, scale: int = 1) -> dict:
     MMSegmentation's preprocessor, which pads images to one size, is told the size of these.
 
     Args:
-        config: What :func:`contnet_mm.swap.small.make_small` returned.
+        config: What :func:`contnet_mm.swap.trial.shrink.make_small` returned.
         model: Its model, which says how many classes there are.
         scale: How many times as high and as wide as the smallest ones the images are.
 

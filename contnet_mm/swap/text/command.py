@@ -11,8 +11,8 @@ from mmengine.config import Config, DictAction
 from contnet_mm.apis.config import read_config
 from contnet_mm.swap.backbone import short_name
 from contnet_mm.swap.changes import Swap, SwapError
-from contnet_mm.swap.difference import MISSING, to_plain
-from contnet_mm.swap.source import write_inline
+from contnet_mm.swap.text.difference import MISSING, to_plain
+from contnet_mm.swap.text.source import write_inline
 
 LONGEST_VALUE = 40  # columns
 

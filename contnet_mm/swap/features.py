@@ -11,9 +11,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from contnet_mm.swap.changes import RunError, SwapError
-from contnet_mm.swap.small import use_torch_norms
 from contnet_mm.swap.task import type_name
-from contnet_mm.swap.verify import failing
+from contnet_mm.swap.trial.shrink import use_torch_norms
+from contnet_mm.swap.trial.verify import failing
 
 # Pixels on each side of the image, tried in turn: strides divide the first, networks for one size
 # mostly take the second, and necks that go on shrinking need the third.

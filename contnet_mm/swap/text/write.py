@@ -11,8 +11,8 @@ from mmengine.config import Config
 from contnet_mm.apis.config import find_config
 from contnet_mm.checkpoint.write import write_file
 from contnet_mm.swap.changes import Change, Swap, SwapError
-from contnet_mm.swap.difference import first_difference, state_difference, to_plain
-from contnet_mm.swap.source import clean_comment, write_assignment
+from contnet_mm.swap.text.difference import first_difference, state_difference, to_plain
+from contnet_mm.swap.text.source import clean_comment, write_assignment
 
 # What a reader looks for first; the rest keeps its order.
 FIRST = ('_base_', 'custom_imports', 'model')

@@ -1,0 +1,1 @@
+"""Writing a swapped config: its source, the difference to its base, reading it back."""
