@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from contnet_mm.datasets.demo import DemoOptions, make_demo_data
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 DEMO = 'retinanet_contnet-ti_fpn_demo.py'
 MIM_FILES = ['model-index.yml', 'dataset-index.yml']
 CHECKOUT_ONLY = ['tools/setup_env/*', '*.sh']

@@ -20,7 +20,6 @@ from contnet_mm.benchmark.machine import (  # noqa: E402
     describe_hardware,
     describe_software,
 )
-from contnet_mm.benchmark.networks import load_plain  # noqa: E402
 from contnet_mm.benchmark.plan import (  # noqa: E402
     COMPILED,
     DTYPES,
@@ -108,15 +107,12 @@ def plan(args: argparse.Namespace) -> list[tuple]:
     """Returns the tables to fill: size, pass and cells of each.
 
     Raises:
-        FileNotFoundError: If plain networks are asked for outside a checkout.
         ValueError: If an argument cannot be.
     """
     if args.rounds < 1:
         raise ValueError(f'--rounds must be at least 1, got {args.rounds}')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError("--device 'cuda' is not available here; choose 'cpu'")
-    if any(network.startswith('plain') for network in args.networks):
-        load_plain()
     tables = []
     for size in dict.fromkeys(map(parse_size, args.sizes)):
         compiled = DYNAMIC if size == MULTISCALE else COMPILED

@@ -61,7 +61,7 @@ benchmark() { # folder, arguments
         ! grep -s 'contnet-m-fused .*failed' "$out/$1/benchmark.md"
 }
 tests() { # folder of this process's compiled kernels, arguments
-    TRITON_CACHE_DIR="$out/cache/$1" "$python" -m pytest -q tests/test_kernels.py "${@:2}"
+    TRITON_CACHE_DIR="$out/cache/$1" "$python" -m pytest -q tests/models/test_kernels.py "${@:2}"
 }
 export -f benchmark tests
 

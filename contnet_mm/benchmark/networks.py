@@ -6,12 +6,8 @@ ConT-B keeps the dropout that belongs to it.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +15,10 @@ from torch import Tensor, nn
 
 from contnet_mm.benchmark.plan import NETWORKS, Size
 from contnet_mm.models.contnet import ConTNet
+from contnet_mm.models.plain import PlainConTNet
 
 CONTIGUOUS, CHANNELS_LAST = 'contiguous', 'channels_last'
 MEMORY_FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
-PLAIN_FILE = Path(__file__).parents[2] / 'tests' / 'plain.py'
 TIMM_NAMES = {
     'resnet50': 'resnet50',
     'swin-t': 'swin_tiny_patch4_window7_224',
@@ -94,7 +90,6 @@ def build_network(
         16 and 32.
 
     Raises:
-        FileNotFoundError: If the plain reading is wanted outside a checkout.
         ModuleNotFoundError: If the library that the setting names is not installed.
         ValueError: If the network is unknown.
     """
@@ -112,29 +107,12 @@ def build_network(
             options['compile'] = True
         net: nn.Module = ConTNet(arch.capitalize(), **options)
     elif family == 'plain':
-        net = load_plain().PlainConTNet(variant.capitalize())
+        net = PlainConTNet(variant.capitalize())
     elif setting.source == 'timm':
         net = _build_timm(network, setting, size)
     else:
         net = _build_torchvision(network)
     return net.to(memory_format=MEMORY_FORMATS[setting.memory_format])
-
-
-def load_plain() -> ModuleType:
-    """Load the plain reading of ConTNet, which lies among the tests of the checkout.
-
-    Raises:
-        FileNotFoundError: If this is no checkout.
-    """
-    if not PLAIN_FILE.is_file():
-        raise FileNotFoundError(
-            'the plain networks need tests/plain.py of a checkout, and this package is not in one'
-        )
-    spec = importlib.util.spec_from_file_location('contnet_plain', PLAIN_FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where torch.compile looks for the globals of its functions
-    spec.loader.exec_module(module)
-    return module
 
 
 class _Staged(nn.Module):

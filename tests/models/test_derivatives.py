@@ -9,7 +9,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
-from tests.models.helpers import POSITIONS, assert_close, build, gradients, loss_of
+from tests.helpers import POSITIONS, assert_close, build, gradients, loss_of
 
 # Maps of 10 x 9, 5 x 5, 3 x 3 and 2 x 2: windows at the border, whole ones, and none that is whole.
 ARCH = dict(

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from tests.models.helpers import POSITIONS, assert_close, build
+from tests.helpers import POSITIONS, assert_close, build
 
 # With the image, both sides get another remainder in the windows of each stage.
 SIZES = [(100, 165), (260, 389)]

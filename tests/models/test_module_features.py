@@ -13,7 +13,7 @@ from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
-from tests.models.helpers import (
+from tests.helpers import (
     POSITIONS,
     assert_close,
     build,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contnet_mm import ConTNet
-from tests.models.helpers import POSITIONS, assert_close
+from tests.helpers import POSITIONS, assert_close
 
 FILE = Path(__file__).parent / 'checkpoint_9bd6fe1.pth'
 

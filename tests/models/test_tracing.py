@@ -15,9 +15,9 @@ from contnet_mm import ConTNet
 from contnet_mm.apis.complexity import count, count_config
 from contnet_mm.apis.config import read_config
 from contnet_mm.datasets.demo import DemoOptions, make_demo_data
-from tests.models.helpers import POSITIONS, assert_close, build, gradients, loss_of
+from tests.helpers import POSITIONS, ROOT, assert_close, build, gradients, loss_of
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
+CONFIGS = ROOT / 'configs'
 SIZES = [(1, 3, 100, 165), (2, 3, 61, 83)]  # with windows at the border in every stage but few
 # Sizes become constants of the graph, which is what a trace is.
 ignore_tracer = pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')

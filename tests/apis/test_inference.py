@@ -1,0 +1,298 @@
+"""One image through the inferencer of each library: the picture, the lines, the refusals."""
+
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from contnet_mm.apis.config import read_config
+from contnet_mm.apis.inference import load_inferencer, predict_image, read_image, write_picture
+from tests.conftest import THIN_ARCH
+from tests.helpers import ROOT
+
+DEMO = ROOT / 'configs' / 'demo'
+SIZE = (90, 70)  # height and width
+COLOUR = (220, 160, 40)  # RGB; even, since the visualizers resample what is fine
+
+DOC_BLOCKS = re.findall(
+    r'```python\n(.*?)```', (ROOT / 'docs' / 'inference.md').read_text(), re.DOTALL
+)
+DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+# Config, what a thin backbone changes in it, and the bias that decides for a class.
+TASKS = {
+    'mmdet': (
+        'retinanet_contnet-ti_fpn_demo.py',
+        'neck=dict(in_channels=[8, 16, 32, 128])',
+        'bbox_head.retina_cls.bias',
+    ),
+    'mmseg': (
+        'pspnet_contnet-ti-d8_demo-cityscapes.py',
+        'decode_head=dict(in_channels=128), auxiliary_head=dict(in_channels=32)',
+        'decode_head.conv_seg.bias',
+    ),
+    'mmpretrain': ('contnet-ti_demo-imagenet.py', 'head=dict(in_channels=128)', 'head.fc.bias'),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(monkeypatch, tmp_path):
+    # Inferencers set the default scope for good, the script how much is logged.
+    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
+    monkeypatch.setattr('mmengine.logging.MMLogger.setLevel', lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / 'image.png'
+    write_picture(np.full((*SIZE, 3), COLOUR, np.uint8), path)
+    return path
+
+
+def make_model(folder, scope, winner=3, meta=None):
+    """Write a config and a checkpoint that sees the winning class everywhere."""
+    name, thin, bias = TASKS[scope]
+    config = folder / f'{scope}.py'
+    config.write_text(
+        f'_base_ = {str(DEMO / name)!r}\n'
+        f'arch = dict(_delete_=True, **{THIN_ARCH!r})\n'
+        f'model = dict(backbone=dict(arch=arch), {thin})\n'
+        'del arch\n'
+    )
+    cfg = read_config(config)
+    with DefaultScope.overwrite_default_scope(scope):
+        state_dict = MODELS.build(cfg.model).state_dict()
+    classes = 19 if scope == 'mmseg' else 10
+    state_dict[bias].fill_(-50).view(-1, classes)[:, winner] = 50
+    checkpoint = folder / f'{scope}.pth'
+    torch.save({'state_dict': state_dict, 'meta': meta or {}}, checkpoint)
+    return config, checkpoint
+
+
+@pytest.mark.parametrize(
+    ('scope', 'line'),
+    [('mmdet', 'three 1.000 box'), ('mmseg', 'wall 100.0%'), ('mmpretrain', 'three 1.000')],
+)
+def test_script_draws_and_prints_what_each_library_predicts(
+    scope, line, image, tmp_path, monkeypatch, capsys
+):
+    meta = None if scope == 'mmseg' else {'dataset_meta': {'classes': DIGITS}}
+    config, checkpoint = make_model(tmp_path, scope, meta=meta)
+    out = tmp_path / 'new' / 'picture.png'
+    script = str(ROOT / 'tools' / 'image_demo.py')
+    args = [str(image), str(config), str(checkpoint), '--out', str(out), '--device', 'cpu']
+    monkeypatch.setattr(sys, 'argv', [script, *args])
+    runpy.run_path(script, run_name='__main__')
+    lines = capsys.readouterr().out.splitlines()
+    assert any(text.startswith(line) for text in lines) and lines[-1] == str(out)
+    assert not any('Inference' in text for text in lines)  # a progress bar
+    picture = read_image(out)
+    assert picture.shape == (*SIZE, 3)
+    changed = (np.abs(picture - np.array(COLOUR)) > 1).any(-1).mean()
+    assert changed > (0.99 if scope == 'mmseg' else 0.02)
+    if scope == 'mmpretrain':  # text in a corner, the rest as it was
+        assert changed < 0.5
+    assert [path.name for path in out.parent.iterdir()] == ['picture.png']
+
+
+def test_a_picture_without_detections_is_the_image(image, tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmdet')
+    picture, lines = predict_image(image, config, checkpoint, 'cpu', score_thr=1.1)
+    assert lines == ['0 objects with a score of at least 1.1']
+    assert picture.shape == (*SIZE, 3) and np.abs(picture - np.array(COLOUR)).max() <= 1
+
+
+def test_segmentation_is_drawn_in_the_colour_of_its_class(image, tmp_path):
+    meta = {'dataset_meta': {'classes': tuple('abcdefghijklmnopqrs'), 'palette': None}}
+    config, checkpoint = make_model(tmp_path, 'mmseg', winner=0, meta=meta)
+    picture, lines = predict_image(image, config, checkpoint, 'cpu')
+    assert lines == ['a 100.0%']
+    mixed = 0.2 * np.array(COLOUR) + 0.8 * np.array([128, 64, 128])  # the colour of roads
+    assert np.abs(picture[60:] - mixed).max() <= 2
+
+
+@pytest.mark.parametrize('scope', TASKS)
+def test_class_names_that_the_file_lacks_come_from_the_config(scope, image, tmp_path):
+    config, checkpoint = make_model(tmp_path, scope, winner=7)
+    if scope == 'mmpretrain':
+        config.write_text(
+            config.read_text()
+            + f'test_dataloader = dict(dataset=dict(metainfo=dict(classes={DIGITS})))'
+        )
+    _, lines = predict_image(image, config, checkpoint, 'cpu')
+    name = {'mmdet': '7', 'mmseg': 'traffic sign', 'mmpretrain': 'seven'}[scope]
+    assert any(line.startswith(f'{name} ') for line in lines)
+
+
+def test_data_without_class_names_are_refused(image, tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmdet')
+    cfg = read_config(config)
+    cfg.test_dataloader.dataset.metainfo.classes = None
+    with pytest.raises(ValueError, match='neither .*mmdet.pth nor the test data .* the classes'):
+        load_inferencer(cfg, checkpoint, 'cpu')
+
+
+def test_the_library_never_opens_the_checkpoint(image, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError('the library reads the file')
+
+    models = [make_model(tmp_path, scope) for scope in TASKS]
+    monkeypatch.setattr('mmengine.runner.checkpoint.CheckpointLoader.load_checkpoint', refuse)
+    for config, checkpoint in models:
+        predict_image(image, config, checkpoint, 'cpu')
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_with_code_is_refused_and_not_run(image, tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmpretrain')
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, 'optimizer': Payload(tmp_path / 'ran')}, checkpoint)
+    with pytest.raises(ValueError, match='mmpretrain.pth is refused.*mkdir'):
+        predict_image(image, config, checkpoint, 'cpu')
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda state: {'epoch': 1}, 'holds no state dict'),
+        (lambda state: list(state), 'holds a list, not a state dict'),
+        (lambda state: {'backbone.x': torch.ones(1)}, r'lacks \d+ of \d+ tensors, .* backbone\.'),
+        (lambda state: {'fc.x': torch.ones(1)}, '; 1 of its 1 tensors have no place .* fc.x'),
+        (lambda state: {**state, 'head.fc.bias': torch.ones(7)}, 'size mismatch for head.fc.bias'),
+    ],
+)
+def test_a_checkpoint_that_does_not_cover_the_model_is_named(change, message, image, tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmpretrain')
+    torch.save(change(torch.load(checkpoint, weights_only=True)['state_dict']), checkpoint)
+    with pytest.raises(ValueError, match=f'mmpretrain.pth .*{message}'):
+        predict_image(image, config, checkpoint, 'cpu')
+
+
+def test_weights_of_a_distributed_run_load(image, tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmpretrain')
+    state_dict = torch.load(checkpoint, weights_only=True)['state_dict']
+    # DDP and torch.compile leave their marks in keys; no text in meta ends the load.
+    state_dict = {f'module._orig_mod.{key}': value for key, value in state_dict.items()}
+    torch.save({'state_dict': state_dict, 'meta': 'text'}, checkpoint)
+    _, lines = predict_image(image, config, checkpoint, 'cpu')
+    assert lines[0] == 'class 3 1.000'
+
+
+def test_tensors_without_a_place_in_the_model_are_named(tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmpretrain')
+    content = torch.load(checkpoint, weights_only=True)
+    content['state_dict']['mask_head.x'] = torch.ones(1)
+    torch.save(content, checkpoint)
+    with pytest.warns(UserWarning, match=r'1 of its \d+ tensors .*no place.* mask_head.x'):
+        load_inferencer(read_config(config), checkpoint, 'cpu')
+
+
+def test_weights_of_a_network_with_avg_down_are_refused_without(tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmpretrain', meta={'contnet': {'avg_down': True}})
+    cfg = read_config(config)
+    with pytest.raises(ValueError, match='mmpretrain.pth was trained with avg_down=True'):
+        load_inferencer(cfg, checkpoint, 'cpu')
+    cfg.model.backbone.avg_down = True
+    assert load_inferencer(cfg, checkpoint, 'cpu').model.backbone.avg_down
+
+
+def test_test_data_inside_a_wrapper_name_classes_and_pipeline(image, tmp_path):
+    config, checkpoint = make_model(tmp_path, 'mmseg', winner=7)
+    cfg = read_config(config)
+    inner = cfg.test_dataloader.dataset
+    cfg.test_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=inner)
+    inferencer = load_inferencer(cfg, checkpoint, 'cpu')
+    assert inferencer.model.dataset_meta['classes'][7] == 'traffic sign'
+    assert cfg.test_dataloader.dataset.type == 'RepeatDataset'  # as it was
+    cfg.test_dataloader = None
+    with pytest.raises(ValueError, match='has no test data'):
+        load_inferencer(cfg, checkpoint, 'cpu')
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['no.png', 'good.py', 'no.pth'], 'no.png is no file; give an image'),
+        (['text.png', 'good.py', 'no.pth'], 'text.png is no image that OpenCV can read'),
+        (['empty.png', 'good.py', 'no.pth'], 'empty.png is no image that OpenCV can read'),
+        (['image.png', 'no.py', 'no.pth'], 'no.py is neither a file'),
+        (['image.png', 'empty.py', 'no.pth'], 'default_scope of empty.py is None'),
+        (['image.png', 'good.py', 'no.pth'], 'checkpoint no.pth does not exist'),
+        (['image.png', 'good.py', 'text.png'], 'or is no checkpoint'),
+        (['image.png', 'good.py', 'no.pth', '--out', 'a.txt'], '--out must end in one of .png'),
+        (['image.png', 'good.py', 'no.pth', '--out', './image.png'], 'must be another file'),
+        (['image.png', 'good.py', 'no.pth', '--device', 'gpu'], "device 'gpu' cannot be used"),
+        (['image.png', 'good.py', 'no.pth', '--device', 'cuda:99'], "'cuda:99' cannot be used"),
+    ],
+)
+def test_script_names_what_is_wrong(args, message, image, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'text.png').write_text('no image')
+    (tmp_path / 'empty.png').touch()
+    (tmp_path / 'empty.py').touch()
+    (tmp_path / 'good.py').write_text("default_scope = 'mmdet'")
+    script = str(ROOT / 'tools' / 'image_demo.py')
+    monkeypatch.setattr(sys, 'argv', [script, *args])
+    with pytest.raises(SystemExit, match='2'):
+        runpy.run_path(script, run_name='__main__')
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'image_demo.png').exists()
+
+
+def test_script_names_a_folder_that_cannot_be_written(image, monkeypatch, capsys):
+    monkeypatch.setattr(
+        'contnet_mm.apis.inference.predict_image', lambda *_: (np.zeros((4, 5, 3), np.uint8), [])
+    )
+    script = str(ROOT / 'tools' / 'image_demo.py')
+    args = [str(image), 'good.py', 'no.pth', '--out', f'{image}/out.png']  # below a file
+    monkeypatch.setattr(sys, 'argv', [script, *args])
+    with pytest.raises(SystemExit, match='2'):
+        runpy.run_path(script, run_name='__main__')
+    assert str(image) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('block', DOC_BLOCKS, ids=lambda block: block.split('configs/')[1][:8])
+def test_the_python_of_the_docs_runs(block, image, tmp_path, capsys):
+    name = re.search(r'configs/(\w+)/', block)[1]
+    scope = {'mask_rcnn': 'mmdet', 'pspnet': 'mmseg', 'contnet': 'mmpretrain'}[name]
+    config, checkpoint = make_model(tmp_path, scope)
+    block = re.sub(r"'configs/.*?'", repr(str(config)), block)
+    block = re.sub(r"'work_dirs/.*?'", repr(str(checkpoint)), block)
+    exec(block.replace('photo.jpg', str(image)), {})
+    assert capsys.readouterr().out
+
+
+def test_an_interrupted_write_keeps_the_old_picture(tmp_path, monkeypatch):
+    def interrupt(path, content):
+        with path.open('wb') as stream:
+            stream.write(content[:9])
+        raise KeyboardInterrupt
+
+    path = tmp_path / 'picture.png'
+    write_picture(np.zeros((4, 5, 3), np.uint8), path)
+    before = path.read_bytes()
+    monkeypatch.setattr(Path, 'write_bytes', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_picture(np.ones((4, 5, 3), np.uint8), path)
+    assert path.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_pictures_keep_their_colours(tmp_path):
+    red = np.zeros((4, 5, 3), np.uint8)
+    red[..., 0] = 200
+    write_picture(red, tmp_path / 'red.png')
+    assert (read_image(tmp_path / 'red.png') == red).all()

@@ -1,0 +1,546 @@
+"""The swap of a backbone: what goes in, what is mended, what stays, and what is refused."""
+
+import copy
+import functools
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from contnet_mm import ConTNet, swap_backbone
+from contnet_mm.apis.config import read_config
+from contnet_mm.swap import SwapError, consumers, plan_swap
+from contnet_mm.swap.backbone import carry_settings, map_strides, place_maps
+from contnet_mm.swap.edit import Editor, walk
+from contnet_mm.swap.features import Feature, measure
+from contnet_mm.swap.pixels import MEAN, STD, mend_pixels
+from contnet_mm.swap.training import CONSTRUCTOR, mend_optimizer, take_out_weights
+from tests.helpers import ROOT
+
+CONFIGS = ROOT / 'configs'
+WIDTHS = [64, 128, 256, 1024]  # of ConT-M
+
+
+@functools.cache
+def read(name):
+    return read_config(name)
+
+
+@functools.cache
+def swapped(name, arch='medium'):
+    return plan_swap(read(name), arch)
+
+
+def at(config, path):
+    value = config
+    for key in path.split('.'):
+        value = value[int(key) if key.isdigit() else key]
+    return value
+
+
+# What goes in, and what is mended -----------------------------------------------------------------
+
+FASTER = 'mmdet::faster_rcnn/faster-rcnn_'
+RGB = {'mean': MEAN, 'std': STD}
+
+CASES = {
+    # ResNets, plain and dilated, and what reads them
+    f'{FASTER}r50_fpn_1x_coco.py': {
+        'backbone': dict(arch='medium', frozen_stages=1, norm_eval=True),
+        'neck.in_channels': WIDTHS,
+    },
+    f'{FASTER}r50-caffe-dc5_1x_coco.py': {
+        'backbone': dict(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), out_indices=(3,)),
+        'rpn_head.in_channels': 1024,
+        'rpn_head.feat_channels': 2048,  # a choice of the head
+        'roi_head.bbox_roi_extractor.out_channels': 1024,
+        'roi_head.bbox_head.in_channels': 1024,
+        'data_preprocessor': RGB | {'bgr_to_rgb': True},
+    },
+    f'{FASTER}r50-caffe-c4_ms-1x_coco.py': {
+        'backbone': dict(out_indices=(2,), frozen_stages=1),
+        'rpn_head.in_channels': 256,
+        'roi_head.bbox_roi_extractor.out_channels': 256,
+        'roi_head.shared_head': dict(type='contnet_mm.ConTLayer', arch='medium', norm_eval=True),
+        'roi_head.bbox_head.in_channels': 1024,
+    },
+    'mmdet::mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py': {
+        'roi_head.bbox_head.in_channels': 1024,
+        'roi_head.mask_head.in_channels': 1024,
+    },
+    'mmdet::libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py': {'neck.0.in_channels': WIDTHS},
+    'mmdet::pafpn/faster-rcnn_r50_pafpn_1x_coco.py': {'neck.in_channels': WIDTHS},
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py': {
+        'backbone': dict(out_indices=(3,), norm_cfg=dict(type='BN', requires_grad=False)),
+        'neck.in_channels': [1024],
+    },
+    'mmdet::dino/dino-5scale_swin-l_8xb2-12e_coco.py': {
+        'backbone': dict(type='contnet_mm.ConTNet', with_cp=True),
+        'neck.in_channels': WIDTHS,
+    },
+    'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py': {'neck.in_channels': 1024},
+    'mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py': {'neck.in_channels': 1024},
+    'mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py': {'panoptic_head.in_channels': WIDTHS},
+    'mmdet::soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.01-coco.py': {
+        'detector.neck.in_channels': WIDTHS,
+        'detector.data_preprocessor': RGB | {'bgr_to_rgb': True},
+    },
+    # Other families
+    'mmdet::hrnet/faster-rcnn_hrnetv2p-w18-1x_coco.py': {'neck.in_channels': WIDTHS},
+    'mmdet::ssd/ssd300_coco.py': {
+        'backbone': dict(out_indices=(1, 2)),
+        'neck.in_channels': (128, 256),
+        'neck.out_channels': (128, 256, 512, 256, 256, 256),
+        'bbox_head.in_channels': (128, 256, 512, 256, 256, 256),
+    },
+    'mmdet::yolo/yolov3_d53_8xb8-320-273e_coco.py': {
+        'backbone': dict(out_indices=(1, 2, 3)),
+        'neck.in_channels': [1024, 256, 128],
+        'data_preprocessor': RGB | {'bgr_to_rgb': True},
+    },
+    'mmdet::yolox/yolox_s_8xb8-300e_coco.py': {
+        'neck.in_channels': [128, 256, 1024],
+        'data_preprocessor': RGB | {'bgr_to_rgb': True},
+    },
+    # Segmentors
+    'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': {
+        'backbone': dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), norm_cfg={'type': 'SyncBN'}),
+        'decode_head.in_channels': 1024,
+        'auxiliary_head.in_channels': 256,
+        'pretrained': None,
+    },
+    'mmseg::fastfcn/fastfcn_r50-d32_jpu_enc_4xb2-80k_cityscapes-512x1024.py': {
+        'neck.in_channels': (128, 256, 1024),
+        'decode_head.in_channels': [128, 256, 2048],  # two maps go through the neck
+        'auxiliary_head.in_channels': 256,
+    },
+    'mmseg::mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb2-80k_cityscapes-512x1024.py': {
+        'backbone': dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+        'decode_head.in_channels': 1024,
+        'decode_head.c1_in_channels': 64,
+    },
+    'mmseg::ocrnet/ocrnet_hr18_4xb2-40k_cityscapes-512x1024.py': {
+        'decode_head.0.in_channels': WIDTHS,
+        'decode_head.1.in_channels': WIDTHS,
+    },
+    'mmseg::knet/knet-s3_swin-t_upernet_8xb2-adamw-80k_ade20k-512x512.py': {
+        'decode_head.kernel_generate_head.in_channels': WIDTHS,
+        'auxiliary_head.in_channels': 256,
+    },
+    # Classifiers
+    'mmpretrain::resnet/resnet50_8xb32_in1k.py': {
+        'backbone': dict(out_indices=(3,)),
+        'head.in_channels': 1024,
+    },
+    'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py': {
+        'neck': dict(type='GlobalAveragePooling'),
+        'head.in_channels': 1024,
+    },
+    'mmpretrain::vgg/vgg11_8xb32_in1k.py': {
+        'neck': dict(type='GlobalAveragePooling'),
+        'head': dict(type='LinearClsHead', num_classes=1000, in_channels=1024),
+    },
+    'mmpretrain::hrnet/hrnet-w18_4xb32_in1k.py': {'neck.0.in_channels': tuple(WIDTHS)},
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_backbone_goes_in_and_what_reads_it_is_mended(name):
+    config = swapped(name).config
+    for path, expected in CASES[name].items():
+        value = at(config.model, path)
+        if isinstance(expected, dict):
+            value = {key: value.get(key) for key in expected}
+        assert value == expected, path
+    assert config.custom_imports['imports'][-1] == 'contnet_mm'
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_every_key_that_no_change_names_is_as_it_was(name):
+    swap = swapped(name)
+    before, after = (flatten(config.to_dict()) for config in (read(name), swap.config))
+    changed = [change.path for change in swap.changes]
+    for path in before.keys() | after.keys():
+        if not any(path[: len(each)] == each for each in changed):
+            assert before.get(path) == after.get(path), path
+    for path in changed:
+        assert before_and_after(read(name), path) != before_and_after(swap.config, path), path
+
+
+def flatten(value, path=()):
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    flat = {}
+    for key, item in items:
+        flat[(*path, key)] = item
+        if isinstance(item, (dict, list)):
+            flat[(*path, key)] = type(item)
+            flat.update(flatten(item, (*path, key)))
+    return flat
+
+
+def before_and_after(config, path):
+    for key in path:
+        try:
+            config = config[key]
+        except (KeyError, IndexError, TypeError):
+            return 'missing'
+    return config
+
+
+def test_caller_keeps_the_config_the_random_numbers_and_the_default_scope(monkeypatch):
+    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
+    config = read(f'{FASTER}r50_fpn_1x_coco.py')
+    before = copy.deepcopy(config.to_dict())
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    expected = torch.rand(1), np.random.rand(), random.random()
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    DefaultScope.get_instance('caller', scope_name='mmseg')
+    swap_backbone(config)
+    assert (torch.rand(1), np.random.rand(), random.random()) == expected
+    assert config.to_dict() == before
+    assert DefaultScope.get_current_instance().scope_name == 'mmseg'
+
+
+# The same as by hand ------------------------------------------------------------------------------
+
+
+def library_parent(path):
+    """Return the config of a library that one of ours inherits from, in the end."""
+    base = re.search(r"^_base_ = '(.+)'$", path.read_text(), re.MULTILINE)[1]
+    return base if '::' in base else library_parent(path.parent / base)
+
+
+def by_hand():
+    """Yield one config of ours for each parent in a library and each arch."""
+    seen = set()
+    for path in sorted(CONFIGS.glob('[!_]*/*contnet*.py')):
+        if path.parent.name != 'demo':
+            arch = Config.fromfile(path, import_custom_modules=False).model.backbone.arch
+            if (library_parent(path), arch) not in seen:
+                seen.add((library_parent(path), arch))
+                yield pytest.param(path, arch, id=path.stem)
+
+
+@pytest.mark.parametrize(('path', 'arch'), [*by_hand()])
+def test_swapped_config_gives_the_model_of_the_config_by_hand(path, arch):
+    config = swapped(library_parent(path), arch).config
+    assert shapes(config) == shapes(read_config(path))
+    assert config.model.backbone.get('init_cfg') == read_config(path).model.backbone.get('init_cfg')
+
+
+def shapes(config):
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        model = MODELS.build(copy.deepcopy(config.model))
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+def test_options_of_the_backbone_stand_over_what_is_carried():
+    config = read(f'{FASTER}r50_fpn_1x_coco.py')
+    backbone = swap_backbone(config, 'Ti', frozen_stages=-1, position='relative').model.backbone
+    assert backbone.arch == 'tiny' and backbone.position == 'relative'
+    assert backbone.frozen_stages == -1 and backbone.norm_eval
+    assert backbone.init_cfg.checkpoint == 'checkpoints/contnet-ti_in1k.pth'
+
+
+def test_weights_are_those_that_the_caller_names():
+    config = read('mmpretrain::resnet/resnet50_8xb32_in1k.py')
+    assert 'init_cfg' not in swap_backbone(config).model.backbone
+    named = swap_backbone(config, checkpoint='mine.pth').model.backbone.init_cfg
+    assert named == dict(type='Pretrained', checkpoint='mine.pth')
+
+
+def test_an_arch_of_ones_own_asks_for_its_weights():
+    arch = dict(
+        base_channels=32,
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 2, 4, 8),
+        feedforward_channels=(64, 128, 256, 256),
+        window_sizes=((7, 14), (7, 14), (7, 14), (7, 7)),
+        drop_rates=(0, 0, 0, 0),
+        last_drop_rate=0,
+    )
+    swap = plan_swap(read(f'{FASTER}r50_fpn_1x_coco.py'), arch)
+    assert swap.config.model.neck.in_channels == [32, 64, 128, 512]
+    assert 'init_cfg' not in swap.config.model.backbone
+    assert any('checkpoint' in line for line in swap.unknown)
+
+
+@pytest.mark.parametrize('option', ['depth', 'arch', 'init_cfg'])
+def test_an_unknown_option_is_named(option):
+    with pytest.raises(TypeError, match=f"'{option}' is no option of the backbone"):
+        plan_swap(read(f'{FASTER}r50_fpn_1x_coco.py'), options={option: 1})
+
+
+def test_an_unknown_arch_is_named():
+    with pytest.raises(ValueError, match='huge'):
+        swap_backbone(read(f'{FASTER}r50_fpn_1x_coco.py'), 'huge')
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+REFUSED = {
+    'mmdet::detectors/detectors_cascade-rcnn_r50_1x_coco.py': 'RFP runs copies of the backbone',
+    'mmdet::tridentnet/tridentnet_r50-caffe_1x_coco.py': 'three branches',
+    'mmdet::cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py': 'strides 4 and 4',
+    'mmseg::setr/setr_vit-l_naive_8xb1-80k_cityscapes-768x768.py': 'strides 16, 16, 16 and 16',
+    'mmseg::cgnet/cgnet_fcn_4xb4-60k_cityscapes-680x680.py': 'stride',
+    'mmseg::mobilenet_v3/mobilenet-v3-d8_lraspp_4xb4-320k_cityscapes-512x1024.py': 'strides 2, 4',
+    'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py': 'it is for self-supervised',
+    'mmdet::sort/sort_faster-rcnn_r50_fpn_8xb2-4e_mot17halftrain_test-mot17halfval.py': 'tracking',
+    'mmpretrain::conformer/conformer-tiny-p16_8xb128_in1k.py': 'gives',
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_cannot_be_done_right_is_refused_with_the_reason(name):
+    with pytest.raises(SwapError, match=REFUSED[name]):
+        plan_swap(read(name))
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (dict(model=None), 'has no model'),
+        (dict(model=dict(type='FasterRCNN', neck=dict(type='FPN'))), 'FasterRCNN has no backbone'),
+        (
+            dict(model=dict(neck=dict(in_channels=[256, 512, 1024, 2049]))),
+            r'model.neck.in_channels = \[256, 512, 1024, 2049\] is not what comes before it',
+        ),
+        (dict(model=dict(backbone=dict(depth=51))), 'building ResNet: KeyError'),
+        (dict(model=dict(data_preprocessor=dict(rgb_to_bgr=True))), 'rgb_to_bgr'),
+    ],
+)
+def test_a_config_that_does_not_fit_together_is_refused(change, words):
+    config = copy.deepcopy(read(f'{FASTER}r50_fpn_1x_coco.py'))
+    if set(change['model'] or ()) <= {'neck', 'backbone', 'data_preprocessor'} and change['model']:
+        config.merge_from_dict(change)
+    else:
+        config.model = change['model']
+    with pytest.raises(SwapError, match=words):
+        plan_swap(config)
+
+
+def test_a_swapped_config_is_not_swapped_again():
+    with pytest.raises(SwapError, match='ConTNet already'):
+        plan_swap(swapped(f'{FASTER}r50_fpn_1x_coco.py').config)
+
+
+# Parts --------------------------------------------------------------------------------------------
+
+
+class Backbone(nn.Module):
+    """Stands for any backbone that is no ResNet."""
+
+
+steps = st.tuples(st.just(1), *[st.sampled_from([1, 2])] * 3)
+
+
+@given(steps)
+def test_four_maps_of_any_strides_that_contnet_has_are_matched(strides):
+    wanted = map_strides(strides, range(4))
+    chosen, _ = place_maps(Backbone(), [Feature(1, 1, s) for s in wanted], {}, pooled=False)
+    net = ConTNet('tiny', **chosen)
+    assert net.out_strides == wanted
+    assert [d * s for d, s in zip(net.dilations, wanted, strict=True)] == [4, 8, 16, 32]
+
+
+@given(st.lists(st.sampled_from([1, 2, 4, 8, 16, 32, 64]), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_maps_of_other_strides_are_refused_or_matched_exactly(wanted):
+    try:
+        chosen, _ = place_maps(Backbone(), [Feature(1, 1, s) for s in wanted], {}, pooled=False)
+    except SwapError:
+        return
+    assert list(ConTNet('tiny', **chosen).out_strides) == wanted
+
+
+channels = st.lists(st.integers(1, 9), min_size=1, max_size=5)
+
+
+@given(channels, st.data())
+def test_channels_are_translated_map_by_map(was, data):
+    now = data.draw(st.permutations(range(10, 10 + len(was))))
+    stream = Streamed(was, now)
+    assert consumers.translate(list(was), stream) == now
+    assert consumers.translate(was[-1], stream) == now[-1]
+    places = data.draw(st.lists(st.integers(-len(was), len(was) - 1), min_size=1))
+    assert consumers.translate(tuple(was[p] for p in places), stream, places) == tuple(
+        now[p] for p in places
+    )
+    if was != was[::-1]:
+        assert consumers.translate(was[::-1], stream) == now[::-1]
+
+
+@pytest.mark.parametrize(
+    ('value', 'index'), [(3, None), ([1, 3], None), (1, 1), (1, 7), ([1], [1]), ('x', None)]
+)
+def test_channels_that_do_not_come_before_are_refused(value, index):
+    with pytest.raises(SwapError, match=r'is not what comes before it, maps of \[1, 2\] channels'):
+        consumers.translate(value, Streamed([1, 2], [3, 4]), index)
+
+
+class Streamed:
+    """Stands for the maps before and after the swap."""
+
+    def __init__(self, was, now):
+        self.was, self.now = ([Feature(c, 1, 4) for c in each] for each in (was, now))
+
+
+def test_maps_of_another_size_are_refused():
+    stream = consumers.Stream([torch.zeros(1, 2, 8, 8)], [torch.zeros(1, 3, 4, 4)], 64)
+    with pytest.raises(SwapError, match=r'\[8\] rows, and with ConTNet they have \[4\]'):
+        stream.check_strides()
+
+
+def test_vectors_and_maps_are_told_apart():
+    vector, image = measure([torch.zeros(2, 5), torch.zeros(2, 5, 3, 3)], 96)
+    assert vector.is_vector and not image.is_vector and image.stride == 32
+
+
+@pytest.mark.parametrize(
+    ('norm_cfg', 'from_weights', 'expected'),
+    [
+        (dict(type='BN', requires_grad=True), True, None),
+        (dict(type='BN', requires_grad=False, eps=0), True, dict(type='BN', requires_grad=False)),
+        (dict(type='SyncBN', requires_grad=True), True, dict(type='SyncBN')),
+        (dict(type='BN', momentum=0.03, eps=1e-3), True, dict(type='BN', momentum=0.03)),
+        (dict(type='GN', num_groups=32), False, dict(type='GN', num_groups=32)),
+        (dict(type='GN', num_groups=32), True, None),
+        (dict(type='LN'), False, None),
+        (None, False, None),
+    ],
+)
+def test_norms_are_carried_where_they_mean_the_same(norm_cfg, from_weights, expected):
+    old = Backbone()
+    old.norm_cfg = norm_cfg
+    taken, unknown = carry_settings(old, {}, from_weights)
+    assert taken.get('norm_cfg') == expected
+    # ConTNet's weights are batch norm's, whose statistics of a few images are no good.
+    lost = norm_cfg is not None and norm_cfg['type'] == 'GN' and from_weights
+    assert taken.get('norm_eval', False) == lost == bool(unknown)
+
+
+def test_freezing_that_counts_other_parts_is_left_to_judge():
+    old = Backbone()
+    old.layer = nn.Linear(1, 1).requires_grad_(False)
+    taken, unknown = carry_settings(old, {}, True)
+    assert taken == {} and 'frozen_stages' in unknown[0]
+
+
+def edited(function, **config):
+    editor = Editor(Config(config))
+    function(editor)
+    return editor.config, editor
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_pixel_statistics_are_mended_everywhere(scope):
+    caffe = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0])
+    flag = 'to_rgb' if scope == 'mmpretrain' else 'bgr_to_rgb'
+    config, _ = edited(
+        mend_pixels,
+        default_scope=scope,
+        data_preprocessor={**caffe, flag: False},
+        model=dict(data_preprocessor=dict(data_preprocessor=dict(caffe, type='x'))),
+        train_pipeline=[
+            dict(type='Expand', to_rgb=False, **caffe),
+            dict(type='Normalize', to_rgb=False, **caffe),
+            dict(type='RandomErasing', fill_color=[123.675, 116.28, 103.53], fill_std=(1, 1, 1)),
+            dict(type='Pad', pad_val=dict(img=(114, 114, 114))),
+        ],
+    )
+    assert config.data_preprocessor == {**RGB, flag: True}
+    assert config.model.data_preprocessor.data_preprocessor == {**RGB, flag: True, 'type': 'x'}
+    assert 'mean' not in config.model.data_preprocessor
+    expand, normalize, erasing, pad = config.train_pipeline
+    assert expand.mean == MEAN and expand.to_rgb is True
+    assert normalize.mean == MEAN and normalize.std == STD and normalize.to_rgb is True
+    # Pixels are BGR until the preprocessor.
+    assert erasing.fill_color == MEAN[::-1] and erasing.fill_std == tuple(STD[::-1])
+    assert pad.pad_val == dict(img=(114, 114, 114))
+
+
+def test_images_of_one_channel_keep_their_statistics():
+    config, editor = edited(mend_pixels, data_preprocessor=dict(mean=[33.46], std=[78.87]))
+    assert config.data_preprocessor == dict(mean=[33.46], std=[78.87])
+    assert 'stays as it is' in editor.unknown[0]
+
+
+def test_right_statistics_change_nothing():
+    _, editor = edited(mend_pixels, data_preprocessor={**RGB, 'bgr_to_rgb': True})
+    assert editor.changes == []
+
+
+def optimized(old, **optim_wrapper):
+    return edited(
+        lambda editor: mend_optimizer(editor, old, ConTNet('tiny')), optim_wrapper=optim_wrapper
+    )
+
+
+def test_layer_decay_of_other_backbones_becomes_ours():
+    paramwise = dict(decay_rate=0.7, decay_type='layer_wise', num_layers=6)
+    name = 'LearningRateDecayOptimizerConstructor'
+    config, editor = optimized(Backbone(), constructor=name, paramwise_cfg=paramwise)
+    assert config.optim_wrapper.constructor == CONSTRUCTOR
+    assert config.optim_wrapper.paramwise_cfg == dict(
+        layer_decay_rate=0.7,
+        flat_decay_mult=0.0,
+        custom_keys=dict(position=dict(decay_mult=0.0)),
+    )
+    assert 'another number of layers' in editor.unknown[0]
+
+
+def test_position_tables_are_treated_as_those_of_the_old_backbone():
+    keys = dict(relative_position_bias_table=dict(decay_mult=0.0))
+    config, _ = optimized(Backbone(), paramwise_cfg=dict(custom_keys=keys))
+    assert config.optim_wrapper.paramwise_cfg.custom_keys.position == dict(decay_mult=0.0)
+
+
+def test_biases_that_the_old_backbone_had_none_of_learn_as_the_weights():
+    plain, with_bias = (nn.Conv2d(1, 1, 1, bias=bias) for bias in (False, True))
+    for old, expected in ((plain, {'backbone': {'lr_mult': 1.0}}), (with_bias, None)):
+        paramwise = dict(bias_lr_mult=2.0)
+        config, _ = optimized(nn.Sequential(old, nn.BatchNorm2d(1)), paramwise_cfg=paramwise)
+        assert config.optim_wrapper.paramwise_cfg.get('custom_keys') == expected
+
+
+def test_keys_that_match_nothing_any_more_are_left_to_judge():
+    old = nn.ModuleDict({'patch_embed': nn.Linear(1, 1)})
+    keys = {'backbone.patch_embed': dict(lr_mult=0.1), 'backbone': dict(lr_mult=0.1)}
+    _, editor = optimized(old, paramwise_cfg=dict(custom_keys=keys))
+    assert editor.unknown[0].startswith('1 custom_keys') and 'patch_embed' in editor.unknown[0]
+
+
+def test_weights_of_another_part_stay_and_are_left_to_judge():
+    weights = [dict(type='Pretrained', checkpoint='head.pth'), dict(type='Constant')]
+    model = dict(
+        init_cfg=weights[0], backbone=dict(init_cfg=None), bbox_head=dict(init_cfg=weights)
+    )
+    config, editor = edited(
+        lambda editor: take_out_weights(editor, ('model',)), model=model, load_from='all.pth'
+    )
+    assert config.load_from is None and config.model.init_cfg is None
+    assert config.model.bbox_head.init_cfg == weights
+    assert 'model.bbox_head still starts from weights' in editor.unknown[0]
+
+
+def test_no_weights_of_the_old_backbone_are_left():
+    names = [name for name in CASES if name.startswith(('mmdet', 'mmseg'))]
+    for name in names:
+        config = swapped(name).config
+        assert not config.get('load_from')
+        for path, cfg in walk(config.model.to_dict()):
+            assert not cfg.get('pretrained'), (name, path)
+            init = cfg.get('init_cfg')
+            if isinstance(init, dict) and init.get('type') == 'Pretrained':
+                assert init['checkpoint'] == 'checkpoints/contnet-m_in1k.pth', (name, path)
