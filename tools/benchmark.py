@@ -37,7 +37,7 @@ from contnet_mm.benchmark.report import render_report  # noqa: E402
 from contnet_mm.benchmark.results import read_runs, write_run  # noqa: E402
 from contnet_mm.benchmark.run import run_multiscale, run_table  # noqa: E402
 from contnet_mm.benchmark.shapes import multiscale_shapes  # noqa: E402
-from contnet_mm.checkpoint.write import write_file  # noqa: E402
+from contnet_mm.utils.files import write_file  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -159,7 +159,7 @@ def run_all(args: argparse.Namespace, tables: list[tuple], run: dict) -> None:
 
 def write_pages(out_dir: Path, runs: list[dict], reference: str) -> None:
     """Writes the tables and the picture."""
-    write_file(out_dir / 'benchmark.md', render_report(runs, reference).encode())
+    write_file(out_dir / 'benchmark.md', render_report(runs, reference))
     write_file(out_dir / 'benchmark.png', draw_ratios(runs, reference))
     print(f'{out_dir}/benchmark.md')
 

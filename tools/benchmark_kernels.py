@@ -18,8 +18,8 @@ from contnet_mm.benchmark.kernels import make_halves, measure, render  # noqa: E
 from contnet_mm.benchmark.machine import describe_hardware, describe_software  # noqa: E402
 from contnet_mm.benchmark.plan import parse_size  # noqa: E402
 from contnet_mm.benchmark.ways import measure_ways, render_ways  # noqa: E402
-from contnet_mm.checkpoint.write import write_file  # noqa: E402
 from contnet_mm.models import kernels  # noqa: E402
+from contnet_mm.utils.files import write_file  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,15 +55,15 @@ def main() -> None:
 
     ways = render_ways(measure_ways('medium', size, 'cuda', torch.bfloat16, timer))
     print(ways, flush=True)
-    write_file(args.out_dir / 'ways.md', ways.encode())
+    write_file(args.out_dir / 'ways.md', ways)
     rows = []
     facts = dict(hardware=describe_hardware('cuda'), software=describe_software())
     for half in make_halves('medium', size, 'cuda', torch.bfloat16):
         rows += measure(half, timer)
         print(render(rows[-2:]).split('\n', 2)[2], end='', flush=True)
         results = dict(size=args.size, **facts, rows=rows)  # interrupted, it keeps what is done
-        write_file(args.out_dir / 'kernels.json', json.dumps(results, indent=1).encode())
-        write_file(args.out_dir / 'kernels.md', render(rows).encode())
+        write_file(args.out_dir / 'kernels.json', json.dumps(results, indent=1))
+        write_file(args.out_dir / 'kernels.md', render(rows))
     print(args.out_dir / 'kernels.md')
     failed = [row for row in rows if row['error'] and row['channels'] <= kernels.MAX_CHANNELS]
     if failed:

@@ -19,7 +19,7 @@ from mmengine.dataset import pseudo_collate
 
 from contnet_mm.apis.config import datasets_of, read_config
 from contnet_mm.apis.inference import load_inferencer, read_image
-from contnet_mm.checkpoint.write import write_file
+from contnet_mm.utils.files import write_file
 
 PAIRS_PER_ROW = 2
 # Inches of the picture for each panel, so that text fits on small images.

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from contnet_mm.apis.training_log import Curves, read_training_log
-from contnet_mm.checkpoint.write import write_file
+from contnet_mm.utils.files import write_file
 
 METRICS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50')
 METRICS += ('cityscapes/mAP', 'cityscapes/AP@50', 'mIoU', 'accuracy/top1')

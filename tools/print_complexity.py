@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.logging import MMLogger
 
 from contnet_mm.apis.complexity import DEFAULT_SIZES, make_table, renew_tables
-from contnet_mm.checkpoint.write import write_file
+from contnet_mm.utils.files import write_file
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -54,7 +54,7 @@ def main() -> None:
             text = renew_tables(page)
             changed = text != page.read_text(encoding='utf-8')
             if changed:
-                write_file(page, text.encode())
+                write_file(page, text)
             print(f'{page}: ' + ('renewed' if changed else 'nothing to renew'))
     except ValueError as error:
         parser.error(str(error))

@@ -9,18 +9,18 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
-from contnet_mm.checkpoint.write import write_file
-from contnet_mm.doctor import LIBRARIES
+from contnet_mm.apis.config import LIBRARIES
 from contnet_mm.swap.sweep import (
     FAILED,
     REFUSED,
     find_configs,
     make_tables,
     read_outcomes,
-    renew_page,
     sweep,
     write_outcomes,
 )
+from contnet_mm.utils.files import write_file
+from contnet_mm.utils.markdown import renew_page
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         if args.write:
-            renew_page(args.write, '')  # before an hour's work, not after it
+            renew_page(args.write, 'sweep', str)  # before an hour's work, not after it
         names = {
             name: path
             for library in LIBRARIES
@@ -86,7 +86,7 @@ def main() -> None:
     if args.json:
         write_outcomes(args.json, outcomes)
     if args.write:
-        write_file(args.write, renew_page(args.write, tables).encode())
+        write_file(args.write, renew_page(args.write, 'sweep', lambda _: tables))
     sys.exit(any(outcome.status == FAILED for outcome in outcomes))
 
 

@@ -6,7 +6,6 @@ convolution, a linear layer or an attention. Here they are called by that name.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from contnet_mm.apis.config import read_config
 from contnet_mm.models.window_attention import force_way
 from contnet_mm.models.window_layout import Way
+from contnet_mm.utils import markdown
 
 # Height and width in pixels at which the models of each library are usually compared.
 DEFAULT_SIZES = {'mmdet': (800, 1280), 'mmpretrain': (224, 224), 'mmseg': (512, 1024)}
@@ -58,9 +58,6 @@ COLUMNS = (
     + ('attention (GMACs)', 'total (GMACs)')
     + ('published parameters (M)', 'published FLOPs (G)')
 )
-
-BEGIN, END = '<!-- complexity: begin', '<!-- complexity: end -->'
-MARKED = re.compile(f'({BEGIN}(.*?)-->\n).*?({END})', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -192,8 +189,7 @@ def make_table(names: Iterable[str | Path], size: tuple[int, int] | None = None)
     Raises:
         ValueError: If a config cannot be found or counted.
     """
-    align = ['---'] * 2 + ['---:'] * (len(COLUMNS) - 2)
-    rows = [COLUMNS, align]
+    rows = []
     for name in names:
         config = read_config(name)
         default = DEFAULT_SIZES[config.default_scope]
@@ -204,7 +200,7 @@ def make_table(names: Iterable[str | Path], size: tuple[int, int] | None = None)
         published = find_published(name) if (height, width) == default else None
         cells = [f'`{Path(name).stem}`', f'{height}x{width}', *(f'{n:.2f}' for n in numbers)]
         rows.append([*cells, *map(str, published or ('', ''))])
-    return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+    return markdown.make_table(COLUMNS, rows, numbers=len(COLUMNS) - 2)
 
 
 def renew_tables(page: Path) -> str:
@@ -217,18 +213,8 @@ def renew_tables(page: Path) -> str:
         ValueError: If the page does not exist, has no such marks or half of them, or if a config
             cannot be found or counted.
     """
-    if not page.is_file():
-        raise ValueError(f'{page} is no file; give a Markdown page')
-    text = page.read_text(encoding='utf-8')
-    marked = MARKED.findall(text)
-    if not marked or len(marked) != text.count(BEGIN) or len(marked) != text.count(END):
-        raise ValueError(
-            f'{page} has {text.count(BEGIN)} times "{BEGIN} ... -->" and {text.count(END)} times '
-            f'"{END}", each on a line of its own; it must have as many, in pairs, and one at least'
-        )
 
-    def renew(match: re.Match) -> str:
-        names = [name if '::' in name else page.parent / name for name in match[2].split()]
-        return match[1] + make_table(names) + match[3]
+    def renew(names: str) -> str:
+        return make_table(name if '::' in name else page.parent / name for name in names.split())
 
-    return MARKED.sub(renew, text)
+    return markdown.renew_page(page, 'complexity', renew)

@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 
 from mmengine.config import Config
 
-from contnet_mm.doctor import LIBRARIES
-
+LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')  # what MMEngine reads
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from contnet_mm.checkpoint.infer_arch import read_options
 from contnet_mm.checkpoint.load import check_coverage, find_backbone, find_tensors, prove_avg_down
 from contnet_mm.checkpoint.official_keys import convert_official, convert_to_official, is_official
 from contnet_mm.checkpoint.read import read_checkpoint
-from contnet_mm.checkpoint.write import check_suffix, encode_checkpoint, write_file
+from contnet_mm.checkpoint.write import check_suffix, encode_checkpoint
 from contnet_mm.models.contnet import ConTNet
+from contnet_mm.models.infer_arch import read_options
+from contnet_mm.utils.files import write_file
 from contnet_mm.version import __version__
 
 LAYOUTS = {

@@ -16,8 +16,9 @@ from torch import nn
 from contnet_mm.apis.config import datasets_of, read_config
 from contnet_mm.checkpoint.load import NUM_LISTED, check_avg_down, find_tensors
 from contnet_mm.checkpoint.read import read_checkpoint
-from contnet_mm.checkpoint.write import write_file
 from contnet_mm.models.contnet import ConTNet
+from contnet_mm.utils.errors import first_line
+from contnet_mm.utils.files import write_file
 
 NUM_CLASSES = 5  # that are named of a classifier
 SUFFIXES = ('.png', '.jpg', '.jpeg')
@@ -157,7 +158,7 @@ def _check_device(device: str | None) -> str:
     try:
         torch.empty(1, device=device)
     except Exception as error:  # AssertionError, RuntimeError and more, by kind of device
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f'device {device!r} cannot be used: {reason}') from error
     return device
 

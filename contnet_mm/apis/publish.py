@@ -11,7 +11,8 @@ from pathlib import Path
 
 from contnet_mm.apis.config import CONFIG_SUFFIXES
 from contnet_mm.checkpoint.read import read_checkpoint
-from contnet_mm.checkpoint.write import SUFFIXES, encode_checkpoint, write_file
+from contnet_mm.checkpoint.write import SUFFIXES, encode_checkpoint
+from contnet_mm.utils.files import write_file
 
 # The text of the config stays out: it holds paths of the machine that trained.
 KEPT_META = (

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from contnet_mm.checkpoint.write import write_file
+from contnet_mm.utils.files import write_file
 
 FORMAT = 1
 
@@ -14,7 +14,7 @@ FORMAT = 1
 def write_run(path: Path, run: dict) -> None:
     """Write the results of a run, whole or not at all."""
     text = json.dumps({'format': FORMAT, **run}, indent=1)
-    write_file(path, f'{text}\n'.encode())
+    write_file(path, f'{text}\n')
 
 
 def read_runs(paths: Sequence[Path]) -> list[dict]:

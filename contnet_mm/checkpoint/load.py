@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from contnet_mm.checkpoint.infer_arch import describe
 from contnet_mm.checkpoint.official_keys import AVG_DOWN, convert_official, is_official
 from contnet_mm.checkpoint.read import read_checkpoint
 
@@ -221,6 +220,22 @@ def _advice(file: Mapping[str, Tensor], net: nn.Module) -> str:
     if ours['base_channels'] is None:  # no stem, no width
         return 'depths and position agree: look at arch, norm_cfg and qkv_bias'
     return 'arch, position and deep_stem agree: look at norm_cfg, qkv_bias and out_indices'
+
+
+def describe(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
+    """Read width, depths, position and stem off tensors by our names, as far as they are there."""
+    stem = state_dict.get('stem.conv.weight', state_dict.get('stem.conv3.weight'))
+    blocks = {
+        match.groups() for key in state_dict if (match := re.match(r'stages\.(\d)\.(\d+)', key))
+    }
+    stages = Counter(int(stage) for stage, _ in blocks)
+    relative = any(key.endswith('attn.position.table') for key in state_dict)
+    return {
+        'base_channels': None if stem is None or not stem.dim() else stem.shape[0],
+        'depths': [stages[stage] for stage in range(max(stages, default=-1) + 1)],
+        'position': 'relative' if relative else 'absolute',
+        'deep_stem': 'stem.conv.weight' not in state_dict,
+    }
 
 
 def prove_avg_down(content: object, state_dict: Mapping[str, Tensor]) -> str | None:

@@ -22,6 +22,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
 from contnet_mm.checkpoint.write import import_safetensors
+from contnet_mm.utils.errors import first_line
 
 
 def _numpy_globals() -> dict[str, object]:
@@ -146,7 +147,7 @@ def _reason(error: Exception) -> str:
     fact = re.search(
         r'GLOBAL [\w.]+|Unsupported operand \d+|asks for .+|but got <class .+>', str(error)
     )
-    return fact[0] if fact else (str(error) or type(error).__name__).splitlines()[0]
+    return fact[0] if fact else first_line(error)
 
 
 def _load_safetensors(file: Path) -> dict[str, object]:

@@ -1,10 +1,9 @@
-"""Writing checkpoint files: plain contents, equal bytes for equal contents, whole or not at all."""
+"""The bytes of checkpoint files: plain contents, equal bytes for equal contents."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,18 +49,6 @@ def encode_checkpoint(
     stream = io.BytesIO()  # written to a file, the archive would hold the file's name
     torch.save(tensors if meta is None else dict(meta=dict(meta), state_dict=tensors), stream)
     return stream.getvalue()
-
-
-def write_file(path: str | Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it; its folder is made where it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def check_suffix(path: str | Path) -> str:

@@ -1,9 +1,8 @@
-"""The archs of the paper and the checks of what a user passes to the backbone."""
+"""The archs of the paper, by name, and the check of one that is given as a dict."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Integral, Real
+from contnet_mm.utils.checks import check_integer, check_integers, check_rate, check_sequence
 
 NUM_STAGES = 4
 
@@ -83,13 +82,13 @@ def resolve_arch(arch: str | dict) -> dict:
 def _check_arch(arch: dict) -> dict:
     checked = dict(
         base_channels=check_integer('arch base_channels', arch['base_channels'], low=2),
-        last_drop_rate=_check_rate('arch last_drop_rate', arch['last_drop_rate']),
+        last_drop_rate=check_rate('arch last_drop_rate', arch['last_drop_rate']),
     )
     for key in ('depths', 'num_heads', 'feedforward_channels'):
         checked[key] = check_integers(f'arch {key}', arch[key], low=1, length=NUM_STAGES)
-    rates = _check_sequence('arch drop_rates', arch['drop_rates'], NUM_STAGES)
-    checked['drop_rates'] = tuple(_check_rate('arch drop_rates', rate) for rate in rates)
-    pairs = _check_sequence('arch window_sizes', arch['window_sizes'], NUM_STAGES)
+    rates = check_sequence('arch drop_rates', arch['drop_rates'], NUM_STAGES)
+    checked['drop_rates'] = tuple(check_rate('arch drop_rates', rate) for rate in rates)
+    pairs = check_sequence('arch window_sizes', arch['window_sizes'], NUM_STAGES)
     checked['window_sizes'] = tuple(
         check_integers('arch window_sizes', pair, low=1, length=2) for pair in pairs
     )
@@ -108,61 +107,3 @@ def _check_arch(arch: dict) -> dict:
                 f'{channels * 2**stage}'
             )
     return checked
-
-
-def check_integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    """Return ``value`` if it is an integer in [low, high].
-
-    Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f'{name} must be an integer, got {type(value).__name__}: {value!r}')
-    if value < low or (high is not None and value > high):
-        allowed = f'at least {low}' if high is None else f'from {low} to {high}'
-        raise ValueError(f'{name} must be {allowed}, got {value}')
-    return int(value)
-
-
-def check_integers(
-    name: str, values: object, low: int, high: int | None = None, length: int | None = None
-) -> tuple[int, ...]:
-    """Return ``values`` as a tuple if they are integers in [low, high], ``length`` of them.
-
-    Raises:
-        TypeError: If it is not a sequence of integers.
-        ValueError: If there are too few or too many, or one is out of range.
-    """
-    return tuple(
-        check_integer(name, value, low, high) for value in _check_sequence(name, values, length)
-    )
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Return ``value`` if it is True or False.
-
-    Raises:
-        TypeError: If it is anything else.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f'{name} must be True or False, got {type(value).__name__}: {value!r}')
-    return value
-
-
-def _check_sequence(name: str, values: object, length: int | None) -> Sequence:
-    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise TypeError(
-            f'{name} must be a tuple or a list, got {type(values).__name__}: {values!r}'
-        )
-    if length is not None and len(values) != length:
-        raise ValueError(f'{name} must have {length} entries, got {len(values)}: {values!r}')
-    return values
-
-
-def _check_rate(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f'{name} must be a number, got {type(value).__name__}: {value!r}')
-    if not 0 <= value < 1:
-        raise ValueError(f'{name} must be at least 0 and below 1, got {value}')
-    return float(value)

@@ -9,13 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from contnet_mm.models.arch import (
-    NUM_STAGES,
-    check_flag,
-    check_integer,
-    check_integers,
-    resolve_arch,
-)
+from contnet_mm.models.arch import NUM_STAGES, resolve_arch
 from contnet_mm.models.blocks import (
     ConTBlock,
     build_stem,
@@ -27,6 +21,7 @@ from contnet_mm.models.position import RelativePosition
 from contnet_mm.models.pretrained import PretrainedModule
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS, WindowLayout
 from contnet_mm.registry import MODELS
+from contnet_mm.utils.checks import check_flag, check_integer, check_integers
 
 MIN_SIZE = 32  # pixels; the stride of the last map
 STEM_STRIDE = 4

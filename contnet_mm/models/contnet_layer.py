@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from contnet_mm.models.arch import check_integer
 from contnet_mm.models.blocks import channels_last, stage_layout
 from contnet_mm.models.contnet import ConTNet
 from contnet_mm.models.mode import is_compiling, is_tracing
 from contnet_mm.models.pretrained import PretrainedModule
 from contnet_mm.registry import MODELS
+from contnet_mm.utils.checks import check_integer
 
 
 @MODELS.register_module()

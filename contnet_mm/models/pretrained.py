@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.model import BaseModule, PretrainedInit, initialize
 
 from contnet_mm.checkpoint.load import load_pretrained
-from contnet_mm.models.arch import check_flag
+from contnet_mm.utils.checks import check_flag
 
 
 class PretrainedModule(BaseModule):

@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -22,7 +22,6 @@ import torch
 from mmengine.config import Config
 
 from contnet_mm.apis.config import read_config
-from contnet_mm.checkpoint.write import write_file
 from contnet_mm.swap.changes import SwapError
 from contnet_mm.swap.plan import plan_swap
 from contnet_mm.swap.task import TASKS, kind_of, type_name
@@ -33,11 +32,12 @@ from contnet_mm.swap.trial.verify import (
     MissingDependencyError,
     verify_swap,
 )
+from contnet_mm.utils.files import write_file
+from contnet_mm.utils.markdown import make_table
 
 WORKS, TRAINS, REFUSED, FAILED, OTHER = 'works', 'trains', 'refused', 'failed', 'other'
 STATUSES = (WORKS, TRAINS, REFUSED, FAILED)
 REST, UNREADABLE = 'any other', 'not readable'
-BEGIN, END = '<!-- sweep: begin -->', '<!-- sweep: end -->'
 # The rows of the table; every other backbone is in one row more.
 FAMILIES = ('ResNet', 'ResNeXt', 'ResNeSt', 'Res2Net', 'RegNet', 'HRNet', 'Swin', 'PVT', 'ConvNeXt')
 FAMILIES += ('MobileNet', 'VGG')
@@ -252,14 +252,14 @@ def make_tables(outcomes: Iterable[Outcome]) -> str:
     header = ('library', 'old backbone', 'configs', *STATUSES)
     other_rows = [(library, kind, n) for (library, kind), n in sorted(others.items())]
     reason_rows = [
-        (status, len(names), _escape(reason), f'`{names[0]}`')
+        (status, len(names), reason, f'`{names[0]}`')
         for (status, reason), names in sorted(reasons.items(), key=lambda item: -len(item[1]))
     ]
     return '\n'.join(
         [
-            _table(header, rows, numbers=1 + len(STATUSES)),
-            _table(('library', 'not swapped: configs for', 'configs'), other_rows, numbers=1),
-            _table(('outcome', 'configs', 'reason', 'for instance'), reason_rows),
+            make_table(header, rows, numbers=1 + len(STATUSES)),
+            make_table(('library', 'not swapped: configs for', 'configs'), other_rows, numbers=1),
+            make_table(('outcome', 'configs', 'reason', 'for instance'), reason_rows),
         ]
     )
 
@@ -268,15 +268,6 @@ def _row(outcome: Outcome) -> str:
     if outcome.kind == UNREADABLE:
         return UNREADABLE
     return outcome.family if outcome.family in FAMILIES else REST
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]], numbers: int = 0) -> str:
-    align = ['---'] * (len(header) - numbers) + ['---:'] * numbers
-    return ''.join(f'| {" | ".join(map(str, row))} |\n' for row in (header, align, *rows))
-
-
-def _escape(text: str) -> str:
-    return text.replace('|', '\\|').replace('\n', ' ')
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
@@ -294,18 +285,4 @@ def read_outcomes(path: Path) -> list[Outcome]:
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
     """Write outcomes as JSON, one to a line, in the order of their names."""
     lines = [json.dumps(asdict(o)) for o in sorted(outcomes, key=lambda o: o.name)]
-    write_file(path, '\n'.join(['[' + ',\n '.join(lines) + ']', '']).encode())
-
-
-def renew_page(page: Path, tables: str) -> str:
-    """Return the text of a Markdown page with new tables between its two marks.
-
-    Raises:
-        ValueError: If the page does not exist or has not one pair of marks.
-    """
-    text = page.read_text(encoding='utf-8') if page.is_file() else ''
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f'{page} must be a Markdown page with the lines {BEGIN} and {END}')
-    return f'{head}{BEGIN}\n{tables}{END}{tail}'
+    write_file(path, '[' + ',\n '.join(lines) + ']\n')

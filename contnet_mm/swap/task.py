@@ -8,7 +8,7 @@ from importlib import import_module
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from contnet_mm.doctor import LIBRARIES
+from contnet_mm.apis.config import LIBRARIES
 from contnet_mm.swap.edit import walk
 
 TASKS = (

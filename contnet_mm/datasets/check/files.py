@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from contnet_mm.utils.errors import first_line
+
 from .findings import Finding, found
 
 # Takes what is gone through and what it is called; gives the same things again.
@@ -122,7 +124,7 @@ def open_image(path: Path, values: bool = False) -> Image | str:
             present = _unique(np.asarray(image)) if values else frozenset()
             return Image((height, width), image.mode, present)
     except Exception as error:  # damage can make a decoder fail in any way
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return first_line(error)
 
 
 def examine(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 
+from contnet_mm.utils.errors import first_line
+
 
 def library_classes(library: str, name: str) -> tuple[tuple[str, ...] | None, str]:
     """Reads the class names of a library's data set class.
@@ -19,5 +21,5 @@ def library_classes(library: str, name: str) -> tuple[tuple[str, ...] | None, st
         module = importlib.import_module(f'{library}.datasets')
         return tuple(getattr(module, name).METAINFO['classes']), ''
     except Exception as error:  # a library that does not fit its neighbours fails in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         return None, f'{library} does not import here ({reason})'

@@ -9,10 +9,10 @@ from pathlib import Path
 from mmengine.config import Config
 
 from contnet_mm.apis.config import find_config
-from contnet_mm.checkpoint.write import write_file
 from contnet_mm.swap.changes import Change, Swap, SwapError
 from contnet_mm.swap.text.difference import first_difference, state_difference, to_plain
 from contnet_mm.swap.text.source import clean_comment, write_assignment
+from contnet_mm.utils.files import write_file
 
 # What a reader looks for first; the rest keeps its order.
 FIRST = ('_base_', 'custom_imports', 'model')
@@ -137,7 +137,7 @@ def write_config(text: str, out: Path, expected: Config) -> None:
     """
     check_out(out)
     read_back(text, out, expected)
-    write_file(out, text.encode())
+    write_file(out, text)
 
 
 def _render(variables: dict, changes: Sequence[Change]) -> str:

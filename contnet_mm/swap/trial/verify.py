@@ -21,7 +21,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from contnet_mm.doctor import LIBRARIES
+from contnet_mm.apis.config import LIBRARIES
 from contnet_mm.swap.changes import RunError, SwapError
 from contnet_mm.swap.task import TASKS, kind_of, library_of, register, task_of, type_name
 from contnet_mm.swap.trial.samples import make_batch, tensors_in

@@ -1,29 +1,14 @@
-"""What the keys and shapes of a state dict tell about its network."""
+"""What the keys and shapes of a state dict tell about its arch."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
+from contnet_mm.checkpoint.load import describe
 from contnet_mm.models.arch import ARCHS, NUM_STAGES
-
-
-def describe(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
-    """Read width, depths, position and stem off tensors by our names, as far as they are there."""
-    stem = state_dict.get('stem.conv.weight', state_dict.get('stem.conv3.weight'))
-    blocks = {match[0] for key in state_dict if (match := re.match(r'stages\.(\d)\.(\d+)', key))}
-    relative = any(key.endswith('attn.position.table') for key in state_dict)
-    return {
-        'base_channels': None if stem is None or not stem.dim() else stem.shape[0],
-        'depths': [
-            sum(b.startswith(f'stages.{stage}.') for b in blocks) for stage in range(NUM_STAGES)
-        ],
-        'position': 'relative' if relative else 'absolute',
-        'deep_stem': 'stem.conv.weight' not in state_dict,
-    }
 
 
 def read_options(state_dict: Mapping[str, Tensor], checkpoint: str) -> dict[str, object]:
