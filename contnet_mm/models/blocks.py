@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from contnet_mm.models.arch import check_flag
 from contnet_mm.models.encoder import WindowEncoders
 from contnet_mm.models.linear import autocast_dtype, has_hooks
 from contnet_mm.models.window_attention import choose_way
 from contnet_mm.models.window_layout import WindowLayout, window_layout
 from contnet_mm.registry import MODELS
+from contnet_mm.utils.checks import check_flag
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -168,7 +168,6 @@ class ConTBlock(nn.Module):
         return F.avg_pool2d(y, self.pool_size, ceil_mode=True, count_include_pad=False)
 
 
-@torch.compiler.disable  # a compiler gets the layout as an input
 def stage_layout(
     blocks: Sequence[ConTBlock],
     size: Sequence[int],
@@ -185,6 +184,18 @@ def stage_layout(
         is_compiling: Whether torch.compile records.
         is_tracing: Whether torch.jit.trace or torch.export records.
     """
+    # A compiler gets the layout as an input.
+    make = _stage_layout_in_graph_break if is_compiling else _stage_layout
+    return make(blocks, size, x, is_compiling, is_tracing)
+
+
+def _stage_layout(
+    blocks: Sequence[ConTBlock],
+    size: Sequence[int],
+    x: Tensor,
+    is_compiling: bool,
+    is_tracing: bool,
+) -> WindowLayout:
     encoders = blocks[0].encoders
     way = choose_way(
         x.device,
@@ -198,3 +209,8 @@ def stage_layout(
     return window_layout(
         *size, encoders.window_sizes, way, len(x), x.device, is_compiling or is_tracing
     )
+
+
+# torch.compiler.disable does the same, but imports the compiler at once: half a second more to
+# import the network.
+_stage_layout_in_graph_break = torch._disable_dynamo(_stage_layout)

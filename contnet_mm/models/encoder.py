@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contnet_mm.models import kernels
 from contnet_mm.models.feed_forward import FeedForward
 from contnet_mm.models.linear import apply_linear
 from contnet_mm.models.mode import Mode, choose_mode
@@ -201,6 +200,8 @@ class WindowEncoders(nn.ModuleList):
         return layout.to_map(out, *x.shape[2:])
 
     def _kernels_take(self, x: Tensor, layout: WindowLayout) -> bool:
+        from contnet_mm.models import kernels  # imports torch's compiler, which takes a while
+
         window_size = max(self.window_sizes)
         supported = kernels.supports(x, window_size, self.head_dim, self.has_dropout)
         return supported and layout.way is not Way.TRACED  # torch.export wants torch's operators
