@@ -22,7 +22,7 @@ from contnet_mm.apis.config import read_config
 from tests.helpers import ROOT
 
 CONFIGS = ROOT / 'configs'
-PAGES = [ROOT / 'README.md', *sorted(CONFIGS.glob('*/README.md'))]
+PAGES = sorted(CONFIGS.glob('*/README.md'))
 # Nothing was published about the demo's models.
 PAGES = [page for page in PAGES if page.parent.name != 'demo']
 
