@@ -1,5 +1,8 @@
-"""What the tests share: networks whose every tensor matters, differences, the checkout."""
+"""What the tests share: the checkout, its tools, networks whose every tensor matters."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -8,6 +11,28 @@ from contnet_mm import ConTNet
 
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 POSITIONS = ['absolute', 'relative']
+
+
+def run_python(*args, cwd=None, **environ):
+    """Run this Python in a new process, with environment variables changed; output is text."""
+    command = [sys.executable, *map(str, args)]
+    environ = {**os.environ, **environ}
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True)
+
+
+def run_tool(name, *args, cwd=None, **environ):
+    """Run a tool of ours in a new process; `name` is that of its file without .py."""
+    return run_python(ROOT / 'tools' / f'{name}.py', *args, cwd=cwd, **environ)
+
+
+class RunsCode:
+    """Makes a folder when it is unpickled, as a sign that code of a file was run."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
 
 
 def build(arch, **kwargs):

@@ -1,9 +1,8 @@
 """`type='contnet_mm.ConTNet'` is found from each library, from any folder."""
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.helpers import run_python
 
 RUN = """
 import sys
@@ -30,12 +29,7 @@ print('found from', library)
 def test_the_type_resolves_in_a_fresh_process_in_an_unrelated_folder(
     tmp_path, library, custom_imports
 ):
-    result = subprocess.run(
-        [sys.executable, '-c', RUN, library, custom_imports],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    result = run_python('-c', RUN, library, custom_imports, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f'found from {library}' in result.stdout
 
@@ -45,7 +39,5 @@ def test_the_package_imports_no_task_library(tmp_path):
         'import contnet_mm, sys; '
         "print([m for m in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain') if m in sys.modules])"
     )
-    result = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == '[]'
+    result = run_python('-c', code, cwd=tmp_path)
+    assert result.stdout.strip() == '[]', result.stderr

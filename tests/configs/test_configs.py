@@ -1,8 +1,6 @@
 """Every config parses from an unrelated folder, fits together, trains and predicts."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
 from contnet_mm import ConTNet
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_python
 from tests.synthetic import build_model, make_batch
 
 FOLDER = ROOT / 'configs'
@@ -71,8 +69,7 @@ def test_each_parses_in_a_process_that_has_imported_nothing_else(tmp_path):
         '    config = Config.fromfile(path)\n'
         "    assert ('contnet_mm' in sys.modules) == ('contnet' in path.rpartition('/')[2]), path\n"
     )
-    command = [sys.executable, '-c', code, *map(str, PATHS)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    result = run_python('-c', code, *PATHS, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 

@@ -15,7 +15,7 @@ from contnet_mm.doctor import BAD, examine, facts
 from contnet_mm.doctor.commands import OPENMMLAB, TRIED
 from contnet_mm.doctor.facts import LIBRARIES, PROBED, WATCHED, Distribution, Facts
 from contnet_mm.doctor.finding import STATUSES
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_python, run_tool
 
 TOOL = ROOT / 'tools' / 'doctor.py'
 OTHERS = {
@@ -516,20 +516,15 @@ def test_nothing_is_probed_without_torch_but_opencv(monkeypatch):
 # The tool ---------------------------------------------------------------------------------------
 
 
-def run(python, *words, **environ):
-    environ = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', **environ}
-    return subprocess.run(
-        [str(python), str(TOOL), *words], capture_output=True, text=True, env=environ
-    )
-
-
 def test_tool_runs_in_a_bare_environment_and_says_what_is_missing(tmp_path):
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path], check=True)
     # Not ROOT itself: what a build left there would count as an installed contnet_mm.
     path = tmp_path / 'path'
     path.mkdir()
     (path / 'contnet_mm').symlink_to(ROOT / 'contnet_mm')
-    result = run(tmp_path / 'bin' / 'python', PYTHONPATH=str(path), PATH='/usr/bin:/bin')
+    command = [tmp_path / 'bin' / 'python', TOOL]
+    environ = {'PYTHONPATH': str(path), 'PATH': '/usr/bin:/bin'}
+    result = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert result.returncode == 1 and not result.stderr
     # The text of a finding wraps, where depends on the length of the paths in it.
     pattern = r'^(?:problem|warning) +(\w+) (?:.*\n +)+?\$ (.+)'
@@ -543,7 +538,7 @@ def test_tool_runs_in_a_bare_environment_and_says_what_is_missing(tmp_path):
 
 
 def test_tool_refuses_unknown_libraries():
-    result = run(sys.executable, '--need', 'mmcls')
+    result = run_tool('doctor', '--need', 'mmcls')
     assert result.returncode == 2 and "'mmcls'" in result.stderr
 
 
@@ -552,7 +547,7 @@ def test_tool_runs_from_where_a_wheel_puts_it(tmp_path, package):
     shutil.copytree(ROOT / 'contnet_mm' / 'doctor', tmp_path / 'contnet_mm' / 'doctor')
     (tmp_path / package / '.mim' / 'tools').mkdir(parents=True)
     tool = shutil.copy(TOOL, tmp_path / package / '.mim' / 'tools')
-    result = subprocess.run([sys.executable, tool, '--help'], capture_output=True, text=True)
+    result = run_python(tool, '--help')
     assert result.returncode == 0 and '--need' in result.stdout
 
 
@@ -562,7 +557,7 @@ def test_tool_runs_from_where_a_wheel_puts_it(tmp_path, package):
 )
 def test_nothing_is_found_in_this_environment():
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    result = run(sys.executable, '--need', *LIBRARIES, PATH=path)
+    result = run_tool('doctor', '--need', *LIBRARIES, PATH=path, CUDA_VISIBLE_DEVICES='')
     assert result.returncode == 0, result.stdout + result.stderr
     assert 'All is well.' in result.stdout
     for library in LIBRARIES:
