@@ -1,4 +1,4 @@
-"""Says what is wrong with this environment, and the command that mends it."""
+"""Say what is wrong with this environment, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOOLS = Path(__file__).resolve().parent
 
 
 def load_doctor() -> ModuleType:
-    """Loads contnet_mm/doctor by its path, since importing contnet_mm needs torch."""
+    """Load contnet_mm/doctor by its path, since importing contnet_mm needs torch."""
     # In a checkout the package lies beside tools/, in a wheel beside the parent of .mim/tools/.
     files = (root / 'contnet_mm/doctor/__init__.py' for root in (TOOLS.parent, TOOLS.parents[2]))
     file = next(path for path in files if path.is_file())
@@ -29,9 +29,9 @@ doctor = load_doctor()
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog='Exit status: 0 if all is well, 1 if something is to mend.'
+        description=__doc__, epilog='Exit status: 0 if all is well, 1 if something is to fix.'
     )
     parser.add_argument(
         '--need',
@@ -44,34 +44,34 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def format_finding(finding, width: int) -> str:
-    """Returns the lines of one finding; the command stays in one, to be copied."""
-    head = f'{finding.status:8} {finding.about:21} '
+def format_diagnosis(diagnosis, width: int) -> str:
+    """Return the lines of one diagnosis; the command stays in one, to be copied."""
+    head = f'{diagnosis.status:8} {diagnosis.about:21} '
     lines = textwrap.wrap(
-        finding.text,
+        diagnosis.text,
         max(width, 60),
         initial_indent=head,
         subsequent_indent=' ' * 9,
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return '\n'.join([*lines, *([f'         $ {finding.command}'] if finding.command else [])])
+    return '\n'.join([*lines, *([f'         $ {diagnosis.command}'] if diagnosis.command else [])])
 
 
 def main() -> int:
-    """Prints the findings and returns the exit status."""
+    """Print the diagnoses and return the exit status."""
     args = make_parser().parse_args()
     print('Looking at the environment and trying each library takes up to a minute.', flush=True)
-    findings = doctor.examine(doctor.gather(TOOLS, args.need))
+    diagnoses = doctor.examine(doctor.gather(TOOLS, args.need))
     width = shutil.get_terminal_size((100, 24)).columns
-    for finding in findings:
-        print(format_finding(finding, width))
-    counts = {status: sum(f.status == status for f in findings) for status in doctor.BAD}
+    for diagnosis in diagnoses:
+        print(format_diagnosis(diagnosis, width))
+    counts = {status: sum(f.status == status for f in diagnoses) for status in doctor.BAD}
     if not any(counts.values()):
         print('All is well.')
         return 0
     said = ' and '.join(f'{n} {word}{"s" * (n > 1)}' for word, n in counts.items() if n)
-    print(f'{said} to mend; begin at the top and run this again after each command.')
+    print(f'{said} to fix; begin at the top and run this again after each command.')
     return 1
 
 

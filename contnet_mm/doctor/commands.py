@@ -37,34 +37,34 @@ TRANSITIONAL = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 
 
 def stack_of(facts: Facts) -> str:
-    """Returns the stack to which most of the libraries belong, the fork where it is a draw."""
+    """Return the stack to which most of the libraries belong, the fork where it is a draw."""
     owners = [facts.owners(module) for module in OPENMMLAB]
     forked = [dists[0].name.startswith('onedl-') for dists in owners if len(dists) == 1]
     return 'openmmlab' if forked.count(False) > forked.count(True) else 'onedl'
 
 
 def pip(facts: Facts, *words: str) -> str:
-    """Returns a command of this environment's pip."""
+    """Return a command of this environment's pip."""
     return f'{facts.command} -m pip {shlex.join(words)}'
 
 
 def uninstall(facts: Facts, *names: str) -> str:
-    """Returns the command that removes distributions."""
+    """Return the command that removes distributions."""
     return pip(facts, 'uninstall', '-y', *names)
 
 
 def reinstall(facts: Facts, *wanted: str) -> str:
-    """Returns the command that puts files in place, whatever is there, and nothing else's."""
+    """Return the command that puts files in place, whatever is there, and nothing else's."""
     return pip(facts, 'install', '--force-reinstall', '--no-deps', *wanted)
 
 
 def tried(facts: Facts, *modules: str, stack: str = '') -> list[str]:
-    """Returns requirements with the versions that were tried in this stack, or in another."""
+    """Return requirements with the versions that were tried in this stack, or in another."""
     return ['=='.join(TRIED[stack or stack_of(facts)][module]) for module in modules]
 
 
 def install_library(facts: Facts, module: str) -> str:
-    """Returns the command that installs one of OPENMMLAB, in its present version if it has one."""
+    """Return the command that installs one of OPENMMLAB, in its present version if it has one."""
     owners = facts.owners(module)
     wanted = tried(facts, module)
     if module == 'mmcv':
@@ -77,7 +77,7 @@ def install_library(facts: Facts, module: str) -> str:
 
 
 def build_mmcv(facts: Facts) -> str:
-    """Returns the command that builds mmcv with its ops, for the GPU if there is one."""
+    """Return the command that builds mmcv with its ops, for the GPU if there is one."""
     cuda = 'FORCE_CUDA=1 ' if facts.probes.get('torch', {}).get('gpus') else ''
     tools = pip(facts, 'install', SETUPTOOLS[stack_of(facts)], 'wheel', 'ninja', 'psutil')
     options = ('--no-build-isolation', '--no-cache-dir')  # isolated, it leaves its ops out
@@ -88,7 +88,7 @@ def build_mmcv(facts: Facts) -> str:
 
 
 def install_transitional(facts: Facts, module: str) -> str:
-    """Returns the command that adds the original name of a forked library.
+    """Return the command that adds the original name of a forked library.
 
     Nothing if it is there, the stack needs none, or the folder to install from is not here.
     """

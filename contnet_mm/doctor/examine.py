@@ -1,48 +1,48 @@
-"""All checks in the order in which to mend what they find."""
+"""All checks in the order in which to fix what they find."""
 
 from __future__ import annotations
 
-from . import ground, libraries
+from . import base_checks, library_checks
+from .diagnosis import BAD, Diagnosis
 from .facts import Facts
-from .finding import BAD, Finding
 
 CHECKS = (
-    ground.check_environment,
-    ground.check_python,
-    ground.check_setuptools,
-    ground.check_torch,
-    ground.check_torchvision,
-    ground.check_gpu,
-    ground.check_numpy,
-    ground.check_opencv,
-    libraries.check_stack,
-    libraries.check_owners,
-    libraries.check_contnet_mm,
-    libraries.check_ranges,
-    libraries.check_imports,
-    libraries.check_ops,
-    libraries.check_checkpoints,
-    libraries.check_mim,
-    libraries.check_libraries,
+    base_checks.check_environment,
+    base_checks.check_python,
+    base_checks.check_setuptools,
+    base_checks.check_torch,
+    base_checks.check_torchvision,
+    base_checks.check_gpu,
+    base_checks.check_numpy,
+    base_checks.check_opencv,
+    library_checks.check_stack,
+    library_checks.check_owners,
+    library_checks.check_contnet_mm,
+    library_checks.check_ranges,
+    library_checks.check_imports,
+    library_checks.check_ops,
+    library_checks.check_checkpoints,
+    library_checks.check_mim,
+    library_checks.check_libraries,
 )
 
 
-def examine(facts: Facts) -> list[Finding]:
-    """Judges an environment.
+def examine(facts: Facts) -> list[Diagnosis]:
+    """Judge an environment.
 
     Args:
         facts: What is there.
 
     Returns:
-        The findings. One that an earlier problem explains is turned into a note.
+        The diagnoses. One that an earlier problem explains is turned into a note.
     """
-    findings: list[Finding] = []
+    diagnoses: list[Diagnosis] = []
     for check in CHECKS:
-        for finding in check(facts):
-            problems = {found.about for found in findings if found.status == 'problem'}
-            cause = next((cause for cause in finding.causes if cause in problems), None)
-            if cause and finding.status in BAD:
-                text = f'look again when {cause} is mended ({finding.text})'
-                finding = Finding('note', finding.about, text)
-            findings.append(finding)
-    return findings
+        for diagnosis in check(facts):
+            problems = {found.about for found in diagnoses if found.status == 'problem'}
+            cause = next((cause for cause in diagnosis.causes if cause in problems), None)
+            if cause and diagnosis.status in BAD:
+                text = f'look again when {cause} is fixed ({diagnosis.text})'
+                diagnosis = Diagnosis('note', diagnosis.about, text)
+            diagnoses.append(diagnosis)
+    return diagnoses

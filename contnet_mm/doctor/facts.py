@@ -57,21 +57,21 @@ class Facts:
     probes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def get(self, name: str) -> Distribution | None:
-        """Returns a distribution by its name."""
+        """Return a distribution by its name."""
         return next((dist for dist in self.distributions if dist.name == name), None)
 
     def owners(self, module: str) -> list[Distribution]:
-        """Returns the distributions that brought a module."""
+        """Return the distributions that brought a module."""
         return [dist for dist in self.distributions if module in dist.owns]
 
     def version(self, module: str) -> str:
-        """Returns the version of a module's only owner, or nothing."""
+        """Return the version of a module's only owner, or nothing."""
         owners = self.owners(module)
         return owners[0].version if len(owners) == 1 else ''
 
 
 def gather(tools: Path, needed: Iterable[str] = ()) -> Facts:
-    """Looks at the environment of the running Python.
+    """Look at the environment of the running Python.
 
     Args:
         tools: The folder of contnet_mm's tools.
@@ -96,12 +96,12 @@ def gather(tools: Path, needed: Iterable[str] = ()) -> Facts:
 
 
 def normalise(name: str) -> str:
-    """Returns the one spelling of a distribution's name."""
+    """Return the one spelling of a distribution's name."""
     return re.sub(r'[-_.]+', '-', name).lower()
 
 
 def read_distributions(found: Iterable[metadata.Distribution]) -> tuple[Distribution, ...]:
-    """Reads which distributions are there and which modules they brought.
+    """Read which distributions are there and which modules they brought.
 
     A module belongs to whoever brought its ``__init__.py``: our transitional distributions carry
     the names of libraries, and one puts a file beside a library's, but they own nothing.
@@ -137,7 +137,7 @@ def _editable_folder(dist: metadata.Distribution) -> str:
 
 
 def origin(module: str) -> str:
-    """Returns the file that would be imported under this name, or nothing."""
+    """Return the file that would be imported under this name, or nothing."""
     try:
         spec = util.find_spec(module)
     except (ImportError, ValueError):
@@ -147,7 +147,7 @@ def origin(module: str) -> str:
 
 
 def read_ranges(init: str) -> dict[str, tuple[str, str]]:
-    """Reads which versions of mmcv and mmengine a library asserts when it is imported.
+    """Read which versions of mmcv and mmengine a library asserts when it is imported.
 
     Args:
         init: Its ``__init__.py``.
@@ -166,14 +166,14 @@ def read_ranges(init: str) -> dict[str, tuple[str, str]]:
 
 
 def python_command() -> str:
-    """Returns the shortest word by which a shell finds the running Python."""
+    """Return the shortest word by which a shell finds the running Python."""
     found = shutil.which('python')
     same = found and os.path.dirname(found) == os.path.dirname(sys.executable)
     return 'python' if same else shlex.quote(sys.executable)
 
 
 def find_hint(tools: Path) -> str:
-    """Returns a command for a Python that ``make setup`` did not build, if this is a checkout."""
+    """Return a command for a Python that ``make setup`` did not build, if this is a checkout."""
     checkout = tools.parent
     folders = [checkout / name for name in ('.venv', '.venv-openmmlab')]
     if not (checkout / 'Makefile').is_file() or Path(sys.prefix) in folders:
@@ -185,7 +185,7 @@ def find_hint(tools: Path) -> str:
 
 
 def has_gpu(devices: Path = Path('/sys/bus/pci/devices')) -> bool:
-    """Tells whether a display controller of NVIDIA is on the bus."""
+    """Tell whether a display controller of NVIDIA is on the bus."""
     for device in devices.glob('*'):
         try:
             kind = [(device / name).read_text().strip() for name in ('vendor', 'class')]
@@ -197,7 +197,7 @@ def has_gpu(devices: Path = Path('/sys/bus/pci/devices')) -> bool:
 
 
 def run_probes(origins: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    """Tries every module that is there, each in a process of its own.
+    """Try every module that is there, each in a process of its own.
 
     Without a torch that imports nothing else of ours does, so that the rest is left out.
     """
@@ -210,7 +210,7 @@ def run_probes(origins: Mapping[str, str]) -> dict[str, dict[str, object]]:
 
 
 def run_probe(name: str) -> dict[str, object]:
-    """Returns what a probe says; a crash or a hang counts as a failing import."""
+    """Return what a probe says; a crash or a hang counts as a failing import."""
     # An empty folder: a checkout of a library in the current one would be imported instead.
     with tempfile.TemporaryDirectory() as folder:
         try:

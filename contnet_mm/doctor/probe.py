@@ -1,4 +1,4 @@
-"""Tries one module and prints what happened; run as a script, since it may crash.
+"""Try one module and prints what happened; run as a script, since it may crash.
 
 Each answer is None where a thing works, and else the error in a line.
 """
@@ -19,7 +19,7 @@ BASES = {
 
 
 def attempt(function, *args):
-    """Returns None, or what went wrong; even sys.exit counts, as mim ends that way."""
+    """Return None, or what went wrong; even sys.exit counts, as mim ends that way."""
     try:
         function(*args)
     except (Exception, SystemExit) as error:
@@ -30,7 +30,7 @@ def attempt(function, *args):
 
 
 def probe_torch():
-    """Says what torch is built for, which GPUs it sees, and how it gets on with its neighbours."""
+    """Say what torch is built for, which GPUs it sees, and how it gets on with its neighbours."""
     import torch
 
     said = {
@@ -50,7 +50,7 @@ def probe_torch():
 
 
 def run_op(device):
-    """Runs a compiled op of mmcv.
+    """Run a compiled op of mmcv.
 
     Raises:
         RuntimeError: If the result is wrong.
@@ -66,7 +66,7 @@ def run_op(device):
 
 
 def probe_mmcv():
-    """Says whether mmcv's ops work on CPU and GPU."""
+    """Say whether mmcv's ops work on CPU and GPU."""
     import torch
 
     importlib.import_module('mmcv')
@@ -78,7 +78,7 @@ def probe_mmcv():
 
 
 def reload_checkpoint():
-    """Writes a checkpoint as the Runner does and loads it again."""
+    """Write a checkpoint as the Runner does and loads it again."""
     import torch
     from mmengine.logging import HistoryBuffer
     from mmengine.runner import load_checkpoint, save_checkpoint
@@ -91,7 +91,7 @@ def reload_checkpoint():
 
 
 def resolve(library):
-    """Finds ConTNet from a library, which imports all models of the library on the way.
+    """Find ConTNet from a library, which imports all models of the library on the way.
 
     Raises:
         LookupError: If the registry does not find it.
@@ -102,13 +102,13 @@ def resolve(library):
 
 
 def probe_mmengine():
-    """Says whether mmengine loads what it saves, and finds ConTNet."""
+    """Say whether mmengine loads what it saves, and finds ConTNet."""
     importlib.import_module('mmengine')
     return {'reload': attempt(reload_checkpoint), 'resolve': attempt(resolve, 'mmengine')}
 
 
 def read_base(library):
-    """Reads a config whose parent is one of the library's."""
+    """Read a config whose parent is one of the library's."""
     from mmengine.config import Config
 
     Path('config.py').write_text(f"_base_ = '{library}::{BASES[library]}'\n", encoding='utf-8')
@@ -116,7 +116,7 @@ def read_base(library):
 
 
 def find_script(library):
-    """Finds what ``mim train LIBRARY`` would run.
+    """Find what ``mim train LIBRARY`` would run.
 
     Raises:
         LookupError: If mim finds no package, or no script in it.
@@ -134,7 +134,7 @@ def find_script(library):
 
 
 def probe_library(library):
-    """Says whether a library imports, finds ConTNet, and is found by mim and by configs."""
+    """Say whether a library imports, finds ConTNet, and is found by mim and by configs."""
     importlib.import_module(library)
     mim = importlib.util.find_spec('mim')
     return {
@@ -145,7 +145,7 @@ def probe_library(library):
 
 
 def probe(name):
-    """Returns the answers for one module; under 'import' why there are none."""
+    """Return the answers for one module; under 'import' why there are none."""
     special = {
         'torch': probe_torch,
         'mmcv': probe_mmcv,

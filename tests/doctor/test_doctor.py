@@ -1,4 +1,4 @@
-"""The doctor: each broken state gives its finding and the command that mends it, and no other."""
+"""The doctor: each broken state gives its one diagnosis and the command that fixes it."""
 
 import os
 import re
@@ -13,8 +13,8 @@ import pytest
 
 from contnet_mm.doctor import BAD, examine, facts
 from contnet_mm.doctor.commands import OPENMMLAB, TRIED
+from contnet_mm.doctor.diagnosis import STATUSES
 from contnet_mm.doctor.facts import LIBRARIES, PROBED, WATCHED, Distribution, Facts
-from contnet_mm.doctor.finding import STATUSES
 from tests.helpers import ROOT, run_python, run_tool
 
 TOOL = ROOT / 'tools' / 'doctor.py'
@@ -84,7 +84,7 @@ FORK, ORIGINAL = well(), well('openmmlab')
 HOPPER = {'gpus': [['H100', [9, 0]]], 'driver': None}
 OPS = "ModuleNotFoundError: No module named 'mmcv._ext'"
 REFUSED = 'AssertionError: MMCV==2.2.0 is used but incompatible.'
-# name: (state, the finding, part of its command)
+# name: (state, the diagnosis, part of its command)
 BROKEN = {
     'old Python': (replace(FORK, python=(3, 8, 1)), 'problem Python', 'python3.11 -m venv'),
     'no pip': (without(FORK, 'pip'), 'problem pip', 'python -m ensurepip'),
@@ -325,19 +325,19 @@ BROKEN = {
 @pytest.mark.parametrize('name', BROKEN)
 def test_broken_state_gives_its_finding_alone_with_its_command(name):
     state, expected, command = BROKEN[name]
-    (finding,) = (found for found in examine(state) if found.status in BAD)
-    assert f'{finding.status} {finding.about}' == expected
-    assert command in finding.command
+    (diagnosis,) = (found for found in examine(state) if found.status in BAD)
+    assert f'{diagnosis.status} {diagnosis.about}' == expected
+    assert command in diagnosis.command
 
 
 @pytest.mark.parametrize('state', [FORK, ORIGINAL, with_answer(FORK, 'torch', **HOPPER)])
 def test_nothing_is_found_where_all_is_well(state):
-    findings = examine(state)
+    diagnoses = examine(state)
     assert bad(state) == []
-    abouts = [finding.about for finding in findings if finding.status == 'ok']
+    abouts = [diagnosis.about for diagnosis in diagnoses if diagnosis.status == 'ok']
     for about in ('torch', 'mmengine', 'mmcv ops', 'mim', 'mim train mmdet', 'contnet_mm'):
         assert about in abouts
-    assert {finding.status for finding in findings} <= set(STATUSES)
+    assert {diagnosis.status for diagnosis in diagnoses} <= set(STATUSES)
 
 
 @pytest.mark.parametrize('library', LIBRARIES)
@@ -365,8 +365,8 @@ def test_stack_is_kept_that_most_libraries_come_from():
 
 def test_fork_is_kept_where_it_is_a_draw():
     state = swapped(without(FORK, *OPENMMLAB[2:]), 'mmcv', 'openmmlab')
-    (finding,) = (found for found in examine(state) if found.about == 'stack')
-    assert 'uninstall -y mmcv && ' in finding.command and 'onedl-mmcv==' in finding.command
+    (diagnosis,) = (found for found in examine(state) if found.about == 'stack')
+    assert 'uninstall -y mmcv && ' in diagnosis.command and 'onedl-mmcv==' in diagnosis.command
 
 
 def test_transitional_distributions_own_nothing():
@@ -374,8 +374,8 @@ def test_transitional_distributions_own_nothing():
     state = with_distribution(state, 'mmsegmentation', '1.4.2')
     assert bad(state) == []
     state = with_answer(state, 'mmdet', mim='LookupError: holds no tools/train.py')
-    (finding,) = (found for found in examine(state) if found.status in BAD)
-    assert finding.command.endswith(' onedl-mmdetection==3.5.1')
+    (diagnosis,) = (found for found in examine(state) if found.status in BAD)
+    assert diagnosis.command.endswith(' onedl-mmdetection==3.5.1')
 
 
 def test_hidden_gpu_is_a_note():
@@ -526,13 +526,13 @@ def test_tool_runs_in_a_bare_environment_and_says_what_is_missing(tmp_path):
     environ = {'PYTHONPATH': str(path), 'PATH': '/usr/bin:/bin'}
     result = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert result.returncode == 1 and not result.stderr
-    # The text of a finding wraps, where depends on the length of the paths in it.
+    # Where the text wraps depends on the length of the paths in it.
     pattern = r'^(?:problem|warning) +(\w+) (?:.*\n +)+?\$ (.+)'
     problems = re.findall(pattern, result.stdout, re.M)
     names = [name for name, _ in problems]
     assert names == ['pip', 'torch', 'numpy', 'mmengine', 'contnet_mm', 'mim']
     assert all(str(tmp_path / 'bin' / 'python') in command for _, command in problems)
-    assert '2 warnings and 4 problems to mend' in result.stdout
+    assert '2 warnings and 4 problems to fix' in result.stdout
     assert re.search(r'^note +mmdet +is missing', result.stdout, re.M)
     assert re.search(r'^note +environment +a bare Python', result.stdout, re.M)
 

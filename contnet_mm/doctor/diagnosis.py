@@ -9,18 +9,18 @@ STATUSES = ('ok', 'note', 'warning', 'problem')
 BAD = STATUSES[2:]
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """One line of the report."""
 
     status: str  # one of STATUSES
     about: str
     text: str
-    command: str = ''  # what mends it
+    command: str = ''  # what fixes it
     causes: tuple[str, ...] = ()  # a problem about one of these explains this one
 
 
 def parse(version: str) -> tuple[int, ...]:
-    """Returns the first three numbers of a version.
+    """Return the first three numbers of a version.
 
     >>> parse('2.11.0+cu130'), parse('2.0rc4'), parse('')
     ((2, 11, 0), (2, 0, 0), (0, 0, 0))
