@@ -14,13 +14,12 @@ TOOLS = Path(__file__).resolve().parent
 
 
 def load_doctor() -> ModuleType:
-    """Load contnet_mm/doctor by its path, since importing contnet_mm needs torch."""
+    """Load contnet_mm/doctor by its path, whether contnet_mm is installed or not."""
     # In a checkout the package lies beside tools/, in a wheel beside the parent of .mim/tools/.
     files = (root / 'contnet_mm/doctor/__init__.py' for root in (TOOLS.parent, TOOLS.parents[2]))
     file = next(path for path in files if path.is_file())
     spec = importlib.util.spec_from_file_location('contnet_doctor', file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -31,7 +30,7 @@ doctor = load_doctor()
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog='Exit status: 0 if all is well, 1 if something is to fix.'
+        description=__doc__, epilog='Exit status: 0 if all is well, 1 if something is to be fixed.'
     )
     parser.add_argument(
         '--need',
@@ -44,29 +43,22 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def format_diagnosis(diagnosis, width: int) -> str:
-    """Return the lines of one diagnosis; the command stays in one, to be copied."""
-    head = f'{diagnosis.status:8} {diagnosis.about:21} '
-    lines = textwrap.wrap(
-        diagnosis.text,
-        max(width, 60),
-        initial_indent=head,
-        subsequent_indent=' ' * 9,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return '\n'.join([*lines, *([f'         $ {diagnosis.command}'] if diagnosis.command else [])])
-
-
 def main() -> int:
     """Print the diagnoses and return the exit status."""
     args = make_parser().parse_args()
     print('Looking at the environment and trying each library takes up to a minute.', flush=True)
     diagnoses = doctor.examine(doctor.gather(TOOLS, args.need))
-    width = shutil.get_terminal_size((100, 24)).columns
-    for diagnosis in diagnoses:
-        print(format_diagnosis(diagnosis, width))
-    counts = {status: sum(f.status == status for f in diagnoses) for status in doctor.BAD}
+    wrapper = textwrap.TextWrapper(
+        max(shutil.get_terminal_size((100, 24)).columns, 60),
+        subsequent_indent=' ' * 9,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for status, about, text, command, _ in diagnoses:
+        print(wrapper.fill(f'{status:8} {about:21} {text}'))
+        if command:
+            print(f'         $ {command}')  # in one line, to be copied
+    counts = {status: sum(d.status == status for d in diagnoses) for status in doctor.BAD}
     if not any(counts.values()):
         print('All is well.')
         return 0

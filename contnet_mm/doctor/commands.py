@@ -7,31 +7,21 @@ from pathlib import Path
 
 from .facts import Facts
 
-# By import name, the distribution and its version in either stack.
+STACKS = ('onedl', 'openmmlab')
+# By import name, the requirement in each of the stacks. The versions are those that requirements/
+# pins, which a wheel does not carry.
 TRIED = {
-    'onedl': {
-        'torch': ('torch', '2.11.0'),
-        'torchvision': ('torchvision', '0.26.0'),
-        'mmengine': ('onedl-mmengine', '0.10.12'),
-        'mmcv': ('onedl-mmcv', '2.3.6'),
-        'mmdet': ('onedl-mmdetection', '3.5.1'),
-        'mmseg': ('onedl-mmsegmentation', '1.4.2'),
-        'mmpretrain': ('onedl-mmpretrain', '1.3.6'),
-        'mim': ('onedl-mim', '0.5.1'),
-    },
-    'openmmlab': {
-        'torch': ('torch', '2.1.2'),
-        'torchvision': ('torchvision', '0.16.2'),
-        'mmengine': ('mmengine', '0.10.7'),
-        'mmcv': ('mmcv', '2.1.0'),
-        'mmdet': ('mmdet', '3.3.0'),
-        'mmseg': ('mmsegmentation', '1.2.2'),
-        'mmpretrain': ('mmpretrain', '1.2.0'),
-        'mim': ('openmim', '0.3.9'),
-    },
+    'torch': ('torch==2.11.0', 'torch==2.1.2'),
+    'torchvision': ('torchvision==0.26.0', 'torchvision==0.16.2'),
+    'mmengine': ('onedl-mmengine==0.10.12', 'mmengine==0.10.7'),
+    'mmcv': ('onedl-mmcv==2.3.6', 'mmcv==2.1.0'),
+    'mmdet': ('onedl-mmdetection==3.5.1', 'mmdet==3.3.0'),
+    'mmseg': ('onedl-mmsegmentation==1.4.2', 'mmsegmentation==1.2.2'),
+    'mmpretrain': ('onedl-mmpretrain==1.3.6', 'mmpretrain==1.2.0'),
+    'mim': ('onedl-mim==0.5.1', 'openmim==0.3.9'),
+    'pkg_resources': ('setuptools>=80,<82', 'setuptools<70'),
 }
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mim')
-SETUPTOOLS = {'onedl': 'setuptools>=80,<82', 'openmmlab': 'setuptools<70'}
 # The fork's libraries under the names of the originals; see tools/transitional/README.md.
 TRANSITIONAL = {'mmdet': 'mmdet', 'mmseg': 'mmsegmentation'}
 
@@ -41,6 +31,12 @@ def stack_of(facts: Facts) -> str:
     owners = [facts.owners(module) for module in OPENMMLAB]
     forked = [dists[0].name.startswith('onedl-') for dists in owners if len(dists) == 1]
     return 'openmmlab' if forked.count(False) > forked.count(True) else 'onedl'
+
+
+def tried(facts: Facts, *modules: str, stack: str = '') -> list[str]:
+    """Return the requirements of modules in the stack of an environment, or in another."""
+    column = STACKS.index(stack or stack_of(facts))
+    return [TRIED[module][column] for module in modules]
 
 
 def pip(facts: Facts, *words: str) -> str:
@@ -54,37 +50,30 @@ def uninstall(facts: Facts, *names: str) -> str:
 
 
 def reinstall(facts: Facts, *wanted: str) -> str:
-    """Return the command that puts files in place, whatever is there, and nothing else's."""
+    """Return the command that installs distributions anew, without what they depend on."""
     return pip(facts, 'install', '--force-reinstall', '--no-deps', *wanted)
-
-
-def tried(facts: Facts, *modules: str, stack: str = '') -> list[str]:
-    """Return requirements with the versions that were tried in this stack, or in another."""
-    return ['=='.join(TRIED[stack or stack_of(facts)][module]) for module in modules]
 
 
 def install_library(facts: Facts, module: str) -> str:
     """Return the command that installs one of OPENMMLAB, in its present version if it has one."""
     owners = facts.owners(module)
-    wanted = tried(facts, module)
     if module == 'mmcv':
         return build_mmcv(facts)
-    if not owners:
-        return pip(facts, 'install', *wanted)
     if len(owners) == 1:
-        wanted = [f'{owners[0].name}=={owners[0].version}']
-    return reinstall(facts, *wanted)
+        return reinstall(facts, f'{owners[0].name}=={owners[0].version}')
+    wanted = tried(facts, module)
+    return reinstall(facts, *wanted) if owners else pip(facts, 'install', *wanted)
 
 
 def build_mmcv(facts: Facts) -> str:
     """Return the command that builds mmcv with its ops, for the GPU if there is one."""
-    cuda = 'FORCE_CUDA=1 ' if facts.probes.get('torch', {}).get('gpus') else ''
-    tools = pip(facts, 'install', SETUPTOOLS[stack_of(facts)], 'wheel', 'ninja', 'psutil')
+    cuda = 'FORCE_CUDA=1 ' if facts.answers('torch').get('gpus') else ''
+    setuptools, mmcv = tried(facts, 'pkg_resources', 'mmcv')
+    tools = pip(facts, 'install', setuptools, 'wheel', 'ninja', 'psutil')
     options = ('--no-build-isolation', '--no-cache-dir')  # isolated, it leaves its ops out
     # What mmcv needs is there wherever mmcv was.
     command = reinstall(facts) if facts.owners('mmcv') else pip(facts, 'install')
-    build = f'{command} {shlex.join((*options, *tried(facts, "mmcv")))}'
-    return f'{tools} && MMCV_WITH_OPS=1 {cuda}{build}'
+    return f'{tools} && MMCV_WITH_OPS=1 {cuda}{command} {shlex.join((*options, mmcv))}'
 
 
 def install_transitional(facts: Facts, module: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import NamedTuple
 
 STATUSES = ('ok', 'note', 'warning', 'problem')
@@ -17,6 +18,9 @@ class Diagnosis(NamedTuple):
     text: str
     command: str = ''  # what fixes it
     causes: tuple[str, ...] = ()  # a problem about one of these explains this one
+
+
+ok, note, warning, problem = (partial(Diagnosis, status) for status in STATUSES)
 
 
 def parse(version: str) -> tuple[int, ...]:

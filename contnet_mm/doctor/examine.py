@@ -1,9 +1,9 @@
-"""All checks in the order in which to fix what they find."""
+"""All checks, in the order in which to fix what they find."""
 
 from __future__ import annotations
 
 from . import base_checks, library_checks
-from .diagnosis import BAD, Diagnosis
+from .diagnosis import BAD, Diagnosis, note
 from .facts import Facts
 
 CHECKS = (
@@ -18,7 +18,6 @@ CHECKS = (
     library_checks.check_stack,
     library_checks.check_owners,
     library_checks.check_contnet_mm,
-    library_checks.check_ranges,
     library_checks.check_imports,
     library_checks.check_ops,
     library_checks.check_checkpoints,
@@ -28,21 +27,13 @@ CHECKS = (
 
 
 def examine(facts: Facts) -> list[Diagnosis]:
-    """Judge an environment.
-
-    Args:
-        facts: What is there.
-
-    Returns:
-        The diagnoses. One that an earlier problem explains is turned into a note.
-    """
+    """Run all checks; a diagnosis that an earlier problem explains becomes a note."""
     diagnoses: list[Diagnosis] = []
-    for check in CHECKS:
-        for diagnosis in check(facts):
-            problems = {found.about for found in diagnoses if found.status == 'problem'}
-            cause = next((cause for cause in diagnosis.causes if cause in problems), None)
-            if cause and diagnosis.status in BAD:
-                text = f'look again when {cause} is fixed ({diagnosis.text})'
-                diagnosis = Diagnosis('note', diagnosis.about, text)
-            diagnoses.append(diagnosis)
+    for diagnosis in (found for check in CHECKS for found in check(facts)):
+        problems = {found.about for found in diagnoses if found.status == 'problem'}
+        cause = next((cause for cause in diagnosis.causes if cause in problems), None)
+        if cause and diagnosis.status in BAD:
+            text = f'look again when {cause} is fixed ({diagnosis.text})'
+            diagnosis = note(diagnosis.about, text)
+        diagnoses.append(diagnosis)
     return diagnoses

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlparse
 
-from .probe import MARK
-
-# What a task needs; which of them are wanted is the user's to say.
+# One for each task; the user says which are needed.
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
-# In the order in which one needs another.
+# In the order in which they depend on one another.
 PROBED = ('torch', 'cv2', 'mmcv', 'mmengine', *LIBRARIES)
 WATCHED = (*PROBED, 'torchvision', 'numpy', 'mim', 'pip', 'pkg_resources', 'contnet_mm')
 PROBE_SECONDS = 300
@@ -47,12 +45,10 @@ class Facts:
     prefix: str = ''
     distributions: tuple[Distribution, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)  # import name -> file
-    ranges: Mapping[str, Mapping[str, tuple[str, str]]] = field(default_factory=dict)
     mim: str = ''  # what the shell runs as `mim`
     scripts: str = ''  # folder of this environment's commands
     has_gpu: bool = False  # an NVIDIA GPU on the bus, whatever the driver says of it
     tools: str = ''  # folder of contnet_mm's tools
-    hint: str = ''  # command that looks at the environment of make setup, or builds it
     needed: tuple[str, ...] = ()  # those of LIBRARIES that the user wants
     probes: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
@@ -69,6 +65,14 @@ class Facts:
         owners = self.owners(module)
         return owners[0].version if len(owners) == 1 else ''
 
+    def has(self, module: str) -> bool:
+        """Return whether a module is there, whoever brought it."""
+        return bool(self.origins.get(module))
+
+    def answers(self, module: str) -> Mapping[str, object]:
+        """Return what the probe of a module says, nothing where it did not run."""
+        return self.probes.get(module, {})
+
 
 def gather(tools: Path, needed: Iterable[str] = ()) -> Facts:
     """Look at the environment of the running Python.
@@ -84,20 +88,13 @@ def gather(tools: Path, needed: Iterable[str] = ()) -> Facts:
         prefix=sys.prefix,
         distributions=read_distributions(metadata.distributions()),
         origins=origins,
-        ranges={name: read_ranges(origins[name]) for name in LIBRARIES if origins[name]},
         mim=shutil.which('mim') or '',
         scripts=sysconfig.get_path('scripts'),
         has_gpu=has_gpu(),
         tools=str(tools),
-        hint=find_hint(tools),
         needed=tuple(needed),
         probes=run_probes(origins),
     )
-
-
-def normalise(name: str) -> str:
-    """Return the one spelling of a distribution's name."""
-    return re.sub(r'[-_.]+', '-', name).lower()
 
 
 def read_distributions(found: Iterable[metadata.Distribution]) -> tuple[Distribution, ...]:
@@ -108,21 +105,19 @@ def read_distributions(found: Iterable[metadata.Distribution]) -> tuple[Distribu
     """
     distributions: dict[str, Distribution] = {}
     for dist in found:
-        name = normalise(dist.metadata['Name'] or '')
-        if not name or name in distributions:  # the first on the path is the one that counts
-            continue
+        name = re.sub(r'[-_.]+', '-', dist.metadata['Name'] or '').lower()
         folder = _editable_folder(dist)
+        places = [Path(folder), Path(folder, 'src')] if folder else []
         record = dist.read_text('RECORD') or dist.read_text('SOURCES.txt') or ''
-        owns = set(re.findall(r'^(\w+)/__init__\.py(?:,|$)', record, re.MULTILINE))
-        if folder:
-            owns |= {
-                module
-                for module in WATCHED
-                if any(Path(folder, part, module, '__init__.py').is_file() for part in ('', 'src'))
-            }
-        distributions[name] = Distribution(
-            name, dist.version or '0', tuple(m for m in WATCHED if m in owns), folder
+        recorded = re.findall(r'^(\w+)/__init__\.py(?:,|$)', record, re.MULTILINE)
+        owns = (
+            module
+            for module in WATCHED
+            if module in recorded or any((p / module / '__init__.py').is_file() for p in places)
         )
+        # The first of a name on the path is the one that counts.
+        distributions.setdefault(name, Distribution(name, dist.version or '0', tuple(owns), folder))
+    distributions.pop('', None)  # what is broken has no name
     return tuple(distributions.values())
 
 
@@ -131,9 +126,8 @@ def _editable_folder(dist: metadata.Distribution) -> str:
         url = json.loads(dist.read_text('direct_url.json') or '{}')
     except ValueError:
         return ''
-    if not url.get('dir_info', {}).get('editable'):
-        return ''
-    return unquote(urlparse(url.get('url', '')).path)
+    editable = url.get('dir_info', {}).get('editable')
+    return unquote(urlparse(url.get('url', '')).path) if editable else ''
 
 
 def origin(module: str) -> str:
@@ -146,25 +140,6 @@ def origin(module: str) -> str:
     return (spec.origin or '') if spec else ''
 
 
-def read_ranges(init: str) -> dict[str, tuple[str, str]]:
-    """Read which versions of mmcv and mmengine a library asserts when it is imported.
-
-    Args:
-        init: Its ``__init__.py``.
-
-    Returns:
-        The lowest version and the first that is too new, by module; empty where none is asserted.
-    """
-    text = Path(init).read_text(encoding='utf-8', errors='replace')
-    found = re.findall(r"^(mmcv|mmengine)_(min|max)\w*\s*=\s*['\"]([^'\"]+)", text, re.M | re.I)
-    limits = {(module.lower(), end.lower()): version for module, end, version in found}
-    return {
-        module: (limits[module, 'min'], limits[module, 'max'])
-        for module in ('mmcv', 'mmengine')
-        if (module, 'min') in limits and (module, 'max') in limits
-    }
-
-
 def python_command() -> str:
     """Return the shortest word by which a shell finds the running Python."""
     found = shutil.which('python')
@@ -172,20 +147,8 @@ def python_command() -> str:
     return 'python' if same else shlex.quote(sys.executable)
 
 
-def find_hint(tools: Path) -> str:
-    """Return a command for a Python that ``make setup`` did not build, if this is a checkout."""
-    checkout = tools.parent
-    folders = [checkout / name for name in ('.venv', '.venv-openmmlab')]
-    if not (checkout / 'Makefile').is_file() or Path(sys.prefix) in folders:
-        return ''
-    for python in (folder / 'bin' / 'python' for folder in folders):
-        if python.is_file():
-            return shlex.join([str(python), str(tools / 'doctor.py')])
-    return shlex.join(['make', '-C', str(checkout), 'setup'])
-
-
 def has_gpu(devices: Path = Path('/sys/bus/pci/devices')) -> bool:
-    """Tell whether a display controller of NVIDIA is on the bus."""
+    """Return whether a display controller of NVIDIA is on the bus."""
     for device in devices.glob('*'):
         try:
             kind = [(device / name).read_text().strip() for name in ('vendor', 'class')]
@@ -199,7 +162,7 @@ def has_gpu(devices: Path = Path('/sys/bus/pci/devices')) -> bool:
 def run_probes(origins: Mapping[str, str]) -> dict[str, dict[str, object]]:
     """Try every module that is there, each in a process of its own.
 
-    Without a torch that imports nothing else of ours does, so that the rest is left out.
+    All but OpenCV need torch, and are left out where it does not import.
     """
     probes: dict[str, dict[str, object]] = {}
     for name in PROBED:
@@ -224,9 +187,8 @@ def run_probe(name: str) -> dict[str, object]:
             )
         except subprocess.TimeoutExpired:
             return {'import': f'no answer within {PROBE_SECONDS} s'}
-    for line in result.stdout.splitlines():
-        if line.startswith(MARK):
-            return json.loads(line[len(MARK) :])
+    if result.stdout:
+        return json.loads(result.stdout)
     if result.returncode < 0:
         return {'import': f'crashes (signal {-result.returncode})'}
     lines = result.stderr.strip().splitlines() or [f'ended with status {result.returncode}']

@@ -1,4 +1,4 @@
-"""Try one module and prints what happened; run as a script, since it may crash.
+"""Try one module and print what happened as JSON; run as a script, since it may crash.
 
 Each answer is None where a thing works, and else the error in a line.
 """
@@ -6,11 +6,11 @@ Each answer is None where a thing works, and else the error in a line.
 import importlib
 import importlib.util
 import json
+import os
 import re
 import sys
 from pathlib import Path
 
-MARK = 'doctor-says:'
 BASES = {
     'mmdet': 'retinanet/retinanet_r50_fpn_1x_coco.py',
     'mmseg': 'pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
@@ -30,31 +30,34 @@ def attempt(function, *args):
 
 
 def probe_torch():
-    """Say what torch is built for, which GPUs it sees, and how it gets on with its neighbours."""
+    """Return what torch is built for, which GPUs it sees, and whether its neighbours work."""
     import torch
 
-    said = {
-        'cuda': torch.version.cuda,
+    cuda = torch.version.cuda
+    driver = attempt(torch.cuda.init) if cuda else None
+    usable = not driver and torch.cuda.is_available()
+    return {
+        'cuda': cuda,
         'hip': getattr(torch.version, 'hip', None),
-        'archs': torch.cuda.get_arch_list() if torch.version.cuda else [],
-        'gpus': [],
-        'driver': attempt(torch.cuda.init) if torch.version.cuda else None,
+        'archs': torch.cuda.get_arch_list() if cuda else [],
+        'gpus': [probe_gpu(index) for index in range(torch.cuda.device_count() if usable else 0)],
+        'driver': driver,
         'torchvision': attempt(importlib.import_module, 'torchvision'),
         'numpy': attempt(lambda: torch.zeros(1).numpy()),
     }
-    if not said['driver'] and torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            name = torch.cuda.get_device_name(index)
-            said['gpus'].append([name, list(torch.cuda.get_device_capability(index))])
-    return said
+
+
+def probe_gpu(index):
+    """Return the name of a GPU, its compute capability, and why it does not compute."""
+    import torch
+
+    device = torch.device('cuda', index)
+    error = attempt(lambda: torch.ones(1, device=device).add(1).item())
+    return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), error
 
 
 def run_op(device):
-    """Run a compiled op of mmcv.
-
-    Raises:
-        RuntimeError: If the result is wrong.
-    """
+    """Run a compiled op of mmcv; raise RuntimeError if its result is wrong."""
     import torch
     from mmcv.ops import nms
 
@@ -66,19 +69,17 @@ def run_op(device):
 
 
 def probe_mmcv():
-    """Say whether mmcv's ops work on CPU and GPU."""
+    """Return whether mmcv's ops work on CPU and GPU."""
     import torch
 
-    importlib.import_module('mmcv')
     return {
-        'extension': attempt(importlib.import_module, 'mmcv._ext'),
         'cpu': attempt(run_op, 'cpu'),
-        'cuda': attempt(run_op, 'cuda') if torch.cuda.is_available() else None,
+        'cuda': attempt(run_op, 'cuda') if torch.version.cuda else None,
     }
 
 
 def reload_checkpoint():
-    """Write a checkpoint as the Runner does and loads it again."""
+    """Write a checkpoint as the Runner does and load it again."""
     import torch
     from mmengine.logging import HistoryBuffer
     from mmengine.runner import load_checkpoint, save_checkpoint
@@ -91,24 +92,19 @@ def reload_checkpoint():
 
 
 def resolve(library):
-    """Find ConTNet from a library, which imports all models of the library on the way.
-
-    Raises:
-        LookupError: If the registry does not find it.
-    """
+    """Find ConTNet in a library's registry, with all its models imported, or raise LookupError."""
     registry = importlib.import_module(f'{library}.registry').MODELS
     if registry.get('contnet_mm.ConTNet') is None:
         raise LookupError('contnet_mm.ConTNet is not in the registry')
 
 
 def probe_mmengine():
-    """Say whether mmengine loads what it saves, and finds ConTNet."""
-    importlib.import_module('mmengine')
+    """Return whether mmengine loads what it saves, and finds ConTNet."""
     return {'reload': attempt(reload_checkpoint), 'resolve': attempt(resolve, 'mmengine')}
 
 
 def read_base(library):
-    """Read a config whose parent is one of the library's."""
+    """Read a config whose base is one of the library's."""
     from mmengine.config import Config
 
     Path('config.py').write_text(f"_base_ = '{library}::{BASES[library]}'\n", encoding='utf-8')
@@ -116,11 +112,7 @@ def read_base(library):
 
 
 def find_script(library):
-    """Find what ``mim train LIBRARY`` would run.
-
-    Raises:
-        LookupError: If mim finds no package, or no script in it.
-    """
+    """Find the script that ``mim train LIBRARY`` would run, else raise LookupError."""
     from mim.utils import get_installed_path, is_installed, module_full_name
 
     name = module_full_name(library)
@@ -134,8 +126,7 @@ def find_script(library):
 
 
 def probe_library(library):
-    """Say whether a library imports, finds ConTNet, and is found by mim and by configs."""
-    importlib.import_module(library)
+    """Return whether ConTNet, mim and configs work with a library."""
     mim = importlib.util.find_spec('mim')
     return {
         'resolve': attempt(resolve, library),
@@ -144,20 +135,19 @@ def probe_library(library):
     }
 
 
+PROBES = {'torch': probe_torch, 'cv2': dict, 'mmcv': probe_mmcv, 'mmengine': probe_mmengine}
+
+
 def probe(name):
-    """Return the answers for one module; under 'import' why there are none."""
-    special = {
-        'torch': probe_torch,
-        'mmcv': probe_mmcv,
-        'cv2': lambda: importlib.import_module('cv2') and {},
-        'mmengine': probe_mmengine,
-    }
-    said = {}
-    function = special.get(name) or (lambda: probe_library(name))
-    said['import'] = attempt(lambda: said.update(function()))
-    return said
+    """Return the answers for one module; under 'import' why there are no others."""
+    error = attempt(importlib.import_module, name)
+    if error:
+        return {'import': error}
+    return {'import': None, **(PROBES[name]() if name in PROBES else probe_library(name))}
 
 
 if __name__ == '__main__':
     sys.path.pop(0)  # this folder, whose files would hide modules of the same names
-    print(f'\n{MARK}{json.dumps(probe(sys.argv[1]))}', flush=True)
+    answer = os.dup(1)
+    os.dup2(2, 1)  # so that standard output has the answer alone, whatever libraries print
+    os.write(answer, json.dumps(probe(sys.argv[1])).encode())
