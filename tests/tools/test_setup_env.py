@@ -1,268 +1,20 @@
-"""The set-up: what it refuses, what it remembers, and what it pins."""
+"""The set-up: what it remembers, in what order it works, and how it runs commands."""
 
 import contextlib
 import fcntl
-import importlib.metadata
 import re
 import shutil
-import stat
 import subprocess
 import sys
-import sysconfig
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.helpers import ROOT
-
-sys.path.insert(0, str(ROOT / 'tools'))
-from setup_env import __main__ as setup  # noqa: E402
-from setup_env import environment, preflight  # noqa: E402
-from setup_env.environment import STACKS, Env, SetupError  # noqa: E402
-from setup_env.preflight import Python  # noqa: E402
-
-# The versions that were tried together; nothing else may creep into the requirement files.
-PINS = {
-    'onedl': {
-        'torch': '2.11.0',
-        'torchvision': '0.26.0',
-        'onedl-mmcv': '2.3.6',
-        'onedl-mmengine': '0.10.12',
-        'onedl-mmdetection': '3.5.1',
-        'onedl-mmsegmentation': '1.4.2',
-        'onedl-mmpretrain': '1.3.6',
-        'onedl-mim': '0.5.1',
-    },
-    'openmmlab': {
-        'torch': '2.1.2',
-        'torchvision': '0.16.2',
-        'mmcv': '2.1.0',
-        'mmengine': '0.10.7',
-        'mmdet': '3.3.0',
-        'mmsegmentation': '1.2.2',
-        'mmpretrain': '1.2.0',
-        'openmim': '0.3.9',
-    },
-}
-# For each stack (package, lowest version, first version that is too new).
-BOUNDS = {
-    'onedl': [('numpy', (2, 2), (2, 3)), ('setuptools', (80,), (82,))],
-    'openmmlab': [
-        ('numpy', (1,), (2,)),
-        ('opencv-python', (4,), (4, 12)),
-        ('setuptools', (64,), (70,)),
-    ],
-}
-
-
-def read_pins(*names):
-    """Return {normalised name: version} of requirement files; any line but a pin is an error."""
-    pins = {}
-    for name in names:
-        for line in (ROOT / 'requirements' / name).read_text().splitlines():
-            line = line.partition('#')[0].strip()
-            if line:
-                match = re.fullmatch(r'([\w.-]+)==([\w.]+)(?: ; python_version < "3.11")?', line)
-                assert match, f'{name}: {line!r} is no exact pin'
-                key = re.sub(r'[._]', '-', match[1].lower())
-                assert pins.get(key, match[2]) == match[2], f'{key} is pinned twice, differently'
-                pins[key] = match[2]
-    return pins
-
-
-def stack_pins(stack):
-    return read_pins(f'{stack}.txt', f'{stack}-torch.txt', f'{stack}-mmcv.txt', 'dev.txt')
-
-
-# The stack in whose environment these tests run, None in an environment of somebody else's making.
-MADE_BY_SETUP = next((s.name for s in STACKS.values() if Path(sys.prefix) == ROOT / s.venv), None)
-only_made = pytest.mark.skipif(MADE_BY_SETUP is None, reason='only in what make setup built')
-only_onedl = pytest.mark.skipif(MADE_BY_SETUP != 'onedl', reason='only the fork needs the names')
-only_make = pytest.mark.skipif(shutil.which('make') is None, reason='make is not installed')
-
-
-@pytest.fixture
-def env(tmp_path):
-    """Return an environment that does not exist yet, below an empty root."""
-    return Env(STACKS['onedl'], root=tmp_path)
-
-
-def make_command(path, script='exit 0'):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'#!/bin/sh\n{script}\n')
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
-
-
-def make_python(path, version, headers='true'):
-    """Make a command that answers the inspection like a Python of this version."""
-    return make_command(path, f'echo "[{version}, true, {headers}]"')
-
-
-@pytest.fixture
-def made(env):
-    """Return an environment that counts as made, with a command in place of its Python."""
-    make_command(env.python, 'echo "[3, 11]"')
-    make_command(env.path / 'bin' / 'pip').write_text(f'#!{env.path}/bin/python\n')
-    env.state.mkdir()
-    return env
-
-
-# Pins -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('stack', PINS)
-def test_requirement_files_pin_the_versions_that_were_tried_together(stack):
-    pins = stack_pins(stack)
-    assert {name: pins.get(name) for name in PINS[stack]} == PINS[stack]
-    for name, low, high in BOUNDS[stack]:
-        version = tuple(map(int, pins[name].split('.')))
-        assert low <= version < high, f'{name}=={pins[name]}'
-
-
-def test_no_lock_holds_libraries_of_the_other_stack():
-    onedl, openmmlab = (read_pins(f'{name}.txt', f'{name}-mmcv.txt') for name in PINS)
-    assert not {'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain'} & set(onedl)
-    assert not [name for name in openmmlab if name.startswith('onedl')]
-
-
-@only_made
-def test_the_environment_is_what_its_lock_says():
-    pins = stack_pins(MADE_BY_SETUP)
-    del pins['pip']  # upgrading it harms nothing
-    if sys.version_info >= (3, 11):
-        del pins['exceptiongroup']
-        pins.pop('tomli', None)
-    found = {name: importlib.metadata.version(name).partition('+')[0] for name in pins}
-    assert found == pins
-
-
-def test_hooks_have_the_revisions_of_the_pins():
-    text = (ROOT / '.pre-commit-config.yaml').read_text()
-    pins = read_pins('dev.txt')
-    for name, repo in (('ruff', 'ruff-pre-commit'), ('codespell', 'codespell')):
-        assert re.search(rf'/{repo}\n\s+rev: v(\S+)', text)[1] == pins[name]
-
-
-@pytest.mark.parametrize(
-    ('name', 'fork'), [('mmdet', 'onedl-mmdetection'), ('mmsegmentation', 'onedl-mmsegmentation')]
-)
-def test_transitional_versions_equal_those_of_the_fork(name, fork):
-    text = (ROOT / 'tools/transitional' / name / 'pyproject.toml').read_text()
-    assert re.search(r"^version = '(.*)'", text, re.MULTILINE)[1] == PINS['onedl'][fork]
-
-
-# Transitional distributions ---------------------------------------------------------------------
-
-
-@only_onedl
-def test_mim_finds_the_scripts_of_mmdet_under_its_short_name():
-    from mim.utils import get_installed_path, module_full_name
-
-    assert module_full_name('mmdet') == 'mmdet'
-    tools = Path(get_installed_path('mmdet'), 'tools')
-    assert (tools / 'test.py').is_file()
-    text = subprocess.check_output([sys.executable, tools / 'train.py', '--help'], text=True)
-    assert 'usage: train.py' in text
-    assert '--auto-scale-lr' in text  # an option of MMDetection's own script
-
-
-@only_made
-@pytest.mark.parametrize(
-    'base',
-    [
-        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
-        'mmseg::pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py',
-        'mmpretrain::resnet/resnet50_8xb32_in1k.py',
-    ],
-)
-def test_bases_of_all_three_libraries_resolve(base, tmp_path):
-    from mmengine.config import Config
-
-    config = tmp_path / 'config.py'
-    config.write_text(f'_base_ = {base!r}\n')
-    assert Config.fromfile(config).model.backbone.type.startswith('ResNet')
-
-
-# Preflight --------------------------------------------------------------------------------------
-
-
-def test_a_missing_or_broken_compiler_is_named_with_its_package(tmp_path, monkeypatch):
-    monkeypatch.setenv('PATH', f'{tmp_path}')
-    monkeypatch.delenv('CXX', raising=False)
-    (problem,) = preflight.compiler_problems()
-    assert "no C++ compiler: 'c++'" in problem
-    assert 'apt install g++' in problem
-    make_command(tmp_path / 'clang++', 'echo "vector: no such file" >&2; exit 1')
-    monkeypatch.setenv('CXX', 'clang++ -O1')
-    (problem,) = preflight.compiler_problems()
-    assert "'clang++' does not compile C++17: vector: no such file" in problem
-    make_command(tmp_path / 'clang++')
-    assert not preflight.compiler_problems()
-
-
-def test_an_unsupported_python_is_named_with_the_supported_ones(tmp_path):
-    odd = make_python(tmp_path / 'python', '[3, 7]')
-    with pytest.raises(SetupError, match=r'is python3\.7; STACK=openmmlab needs 3\.10'):
-        preflight.find_python(STACKS['openmmlab'], str(odd))
-    with pytest.raises(SetupError, match=r'does not run; STACK=onedl needs 3\.11 or 3\.10 or 3'):
-        preflight.find_python(STACKS['onedl'], str(tmp_path / 'absent'))
-
-
-def test_an_absent_python_is_answered_with_the_package_to_install(tmp_path, monkeypatch):
-    monkeypatch.setenv('PATH', str(tmp_path))
-    monkeypatch.setenv('PYENV_ROOT', str(tmp_path))
-    make_python(tmp_path / 'python3', '[3, 8]')
-    advice = 'no Python 3.11 or 3.10 or 3.12 found.*apt install python3.11 python3.11-venv'
-    with pytest.raises(SetupError, match=f'(?s){advice}'):
-        preflight.find_python(STACKS['onedl'])
-
-
-def test_a_complete_python_is_preferred_and_found_in_pyenv(tmp_path, monkeypatch):
-    monkeypatch.setenv('PATH', f'{tmp_path}/a')
-    monkeypatch.setenv('PYENV_ROOT', str(tmp_path))
-    bare = make_python(tmp_path / 'a' / 'python3.11', '[3, 11]', headers='false')
-    assert preflight.find_python(STACKS['onedl']).path == str(bare)
-    good = make_python(tmp_path / 'versions/3.10.1/bin/python3.10', '[3, 10]')
-    assert preflight.find_python(STACKS['onedl']).path == str(good)
-
-
-def test_this_python_is_inspected_rightly():
-    python = preflight.inspect_python(sys.executable)
-    assert python.version == sys.version_info[:2]
-    assert python.has_headers == Path(sysconfig.get_path('include'), 'Python.h').is_file()
-
-
-def test_small_disks_are_named_and_needs_on_one_disk_added_up(tmp_path, monkeypatch):
-    needs = {tmp_path: 6.0, tmp_path.parent: 2.0}
-    seven = shutil.disk_usage(tmp_path)._replace(free=7 * preflight.GB)
-    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: seven)
-    (problem,) = preflight.disk_problems(needs)
-    assert '7.0 GB free, 8.0 GB needed' in problem
-    assert not preflight.disk_problems({**needs, tmp_path: 4.0})
-
-
-def test_everything_that_is_missing_is_named_at_once_and_nothing_is_made(env, monkeypatch):
-    def load(name):
-        raise OSError(name)
-
-    bare = Python('/opt/python', (3, 11), has_venv=False, has_headers=False)
-    monkeypatch.setattr(preflight, 'find_python', lambda *_: bare)
-    monkeypatch.setattr(preflight, 'compiler_problems', lambda: ['no compiler'])
-    monkeypatch.setattr(preflight.ctypes, 'CDLL', load)
-    monkeypatch.setattr(preflight, 'disk_problems', lambda needs: [f'{needs[env.root]:.0f} GB'])
-    with pytest.raises(SetupError) as caught:
-        preflight.preflight(env, setup.steps_of(env), '')
-    for text in (
-        'no module venv or ensurepip.\n  Debian/Ubuntu: apt install python3.11-venv',
-        'no Python.h, which mmcv needs.\n  Debian/Ubuntu: apt install python3.11-dev',
-        'no compiler',
-        'apt install libgl1 libglib2.0-0',
-        '- 6 GB',
-    ):
-        assert text in str(caught.value)
-    assert not env.path.exists()
+from tests.tools.environment import make_command, only_make
+from tools.setup_env import __main__ as setup
+from tools.setup_env import environment
+from tools.setup_env.environment import STACKS, Env, SetupError
 
 
 @only_make
@@ -283,9 +35,6 @@ def test_make_help_lists_the_targets_from_anywhere(tmp_path):
     text = subprocess.check_output(['make', '-C', str(ROOT)], text=True, cwd=tmp_path)
     for target in ('setup', 'lint', 'test', 'test-all', 'demo', 'clean'):
         assert re.search(rf'^  {target} ', text, re.MULTILINE)
-
-
-# Stamps and resuming ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -366,7 +115,7 @@ def test_what_an_interrupted_pip_left_is_removed(env):
     for folder in ('whole-1.dist-info', 'half-1.dist-info', '~umpy', 'numpy'):
         (site / folder).mkdir(parents=True)
     (site / 'whole-1.dist-info' / 'INSTALLER').write_text('pip\n')
-    environment.mend_site_packages(env)
+    environment.clean_site_packages(env)
     assert sorted(path.name for path in site.iterdir()) == ['numpy', 'whole-1.dist-info']
 
 
@@ -402,16 +151,14 @@ def test_an_environment_of_another_python_is_not_removed_silently(made):
         environment.is_usable(made)
 
 
-# Steps ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('index', ['', 'https://wheels.example/cpu'])
 def test_only_torch_and_torchvision_come_from_the_given_index(made, index, monkeypatch):
     made.torch_index = index
     calls = []
     (made.root / 'requirements').symlink_to(ROOT / 'requirements')
     monkeypatch.setattr(setup, 'run_logged', lambda env, command, **_: calls.append(command))
-    monkeypatch.setattr(setup, 'ask', lambda *_: True)
+    said = dict.fromkeys(('import', 'torchvision', 'cpu'))
+    monkeypatch.setattr(setup, 'probe', lambda env, module: said)
     monkeypatch.setattr(setup, 'cuda_plan', lambda torch_cuda: (False, 'CPU ops'))
     for step in setup.steps_of(made):
         step.run(made)
@@ -428,9 +175,28 @@ def test_torch_and_torchvision_must_import_together(made):
         setup.install_torch(made)
 
 
+@pytest.mark.parametrize(
+    ('said', 'works'),
+    [
+        ({'import': 'ImportError'}, {'cpu': False, 'cuda': False}),
+        ({'import': None, 'cpu': 'RuntimeError', 'cuda': None}, {'cpu': False, 'cuda': True}),
+        ({'import': None, 'cpu': None, 'cuda': 'RuntimeError'}, {'cpu': True, 'cuda': False}),
+    ],
+)
+def test_ops_work_where_the_probe_finds_no_error(env, monkeypatch, said, works):
+    monkeypatch.setattr(setup, 'probe', lambda *_: said)
+    assert {device: setup.ops_work(env, device) for device in works} == works
+
+
+def test_a_probe_that_crashes_counts_as_an_import_that_fails(made):
+    make_command(made.python, 'kill -9 $$')
+    assert environment.probe(made, 'mmcv')['import']
+
+
 def test_mmcv_without_ops_is_built_afresh_once_and_then_refused(env, monkeypatch):
     calls = []
     monkeypatch.setattr(setup, 'pip_install', lambda env, *words, **options: calls.append(words))
+    monkeypatch.setattr(setup, 'probe', lambda *_: {})
     monkeypatch.setattr(setup, 'cuda_plan', lambda torch_cuda: (False, 'CPU ops'))
     for works_after, refused in ((1, False), (2, False), (3, True)):
         calls.clear()
@@ -439,27 +205,6 @@ def test_mmcv_without_ops_is_built_afresh_once_and_then_refused(env, monkeypatch
         with pytest.raises(SetupError, match=match) if refused else contextlib.nullcontext():
             setup.install_mmcv(env)
         assert ['--no-cache-dir' in words for words in calls] == [False, True][:works_after]
-
-
-@pytest.mark.parametrize(
-    ('torch_cuda', 'smi', 'nvcc', 'build', 'words'),
-    [
-        ('13.0', None, 'release 13.0', False, 'no working nvidia-smi'),
-        (None, 'ok', 'release 13.0', False, 'built without CUDA'),
-        ('13.0', 'ok', None, False, 'no nvcc found; CUDA ops need an nvcc of CUDA 13'),
-        ('13.0', 'ok', 'release 12.4', False, 'nvcc 12 found; CUDA ops need an nvcc of CUDA 13'),
-        ('13.0', 'ok', 'release 13.1', True, 'unproven'),
-    ],
-)
-def test_cuda_ops_need_the_nvcc_of_torch(torch_cuda, smi, nvcc, build, words, monkeypatch):
-    answers = {'nvidia-smi': smi, 'nvcc': nvcc}
-    monkeypatch.setattr(preflight, 'output_of', lambda command: answers[Path(command[0]).name])
-    plan = preflight.cuda_plan(torch_cuda)
-    assert plan[0] == build
-    assert words in plan[1]
-
-
-# Running commands -------------------------------------------------------------------------------
 
 
 def test_a_failing_command_shows_its_last_lines_and_the_log(made):

@@ -7,7 +7,6 @@ on: a second run has nothing to do, and an interrupted one goes on where it stop
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import shlex
 import shutil
@@ -21,37 +20,16 @@ from .environment import (
     STACKS,
     Env,
     SetupError,
-    ask,
+    clean_site_packages,
     is_done,
     is_usable,
     locked,
     make_venv,
-    mend_site_packages,
+    probe,
     run_logged,
     write_stamp,
 )
 from .preflight import compile_jobs, cuda_plan, preflight
-
-TRANSITIONAL = tuple(
-    f'tools/transitional/{name}'
-    for name in (
-        'mmdet/pyproject.toml',
-        'mmdet/mm_transitional/__init__.py',
-        'mmdet/mm_transitional/tools/test.py',
-        'mmdet/mm_transitional/tools/train.py',
-        'mmsegmentation/pyproject.toml',
-        'mmsegmentation/mmseg/transitional.txt',
-    )
-)
-NMS = """
-import torch
-from mmcv.ops import nms
-device = {device!r}
-boxes = torch.tensor([[0., 0., 10., 10.], [1., 1., 10., 10.], [20., 20., 30., 30.]], device=device)
-kept = nms(boxes, torch.tensor([.9, .8, .7], device=device), 0.5)[1].tolist()
-assert kept == [0, 2], kept
-print(json.dumps(True))
-"""
 
 
 class Step(NamedTuple):
@@ -77,14 +55,11 @@ def install_packages(env):
 
 
 def install_torch(env):
-    """Install torch and torchvision, both from one index.
-
-    Raises:
-        SetupError: they do not fit together.
-    """
+    """Install torch and torchvision from one index; raise SetupError if they do not fit."""
     index = ['--index-url', env.torch_index] if env.torch_index else []
     pip_install(env, *index, '-r', env.requirements('-torch'))
-    if not ask(env.python, 'import torch, torchvision; print(json.dumps(True))'):
+    said = probe(env, 'torch')
+    if said['import'] or said['torchvision']:
         raise SetupError(
             'torch and torchvision are installed but do not import together. They must come from '
             f'the same index; remove {env.path} and run it again.'
@@ -92,18 +67,14 @@ def install_torch(env):
 
 
 def ops_work(env, device='cpu'):
-    """Tell whether mmcv's compiled ops are there and compute the right thing."""
-    return bool(ask(env.python, NMS.format(device=device)))
+    """Return whether mmcv's compiled ops are there and compute the right thing."""
+    said = probe(env, 'mmcv')
+    return not (said['import'] or said[device])
 
 
 def install_mmcv(env):
-    """Build mmcv against the installed torch and prove that its ops were built.
-
-    Raises:
-        SetupError: even a second build has no working ops.
-    """
-    torch_cuda = ask(env.python, 'import torch; print(json.dumps(torch.version.cuda))')
-    cuda, sentence = cuda_plan(torch_cuda)
+    """Build mmcv against the installed torch; raise SetupError if twice no ops were built."""
+    cuda, sentence = cuda_plan(probe(env, 'torch').get('cuda'))
     device = 'cuda' if cuda else 'cpu'
     print(f'      {sentence}', flush=True)
     options = {'MMCV_WITH_OPS': '1', 'FORCE_CUDA': str(int(cuda)), 'MAX_JOBS': compile_jobs()}
@@ -122,11 +93,6 @@ def install_mmcv(env):
             )
 
 
-def install_dev(env):
-    """Install what tests, lint and demo need."""
-    pip_install(env, '--no-deps', '-r', 'requirements/dev.txt')
-
-
 def install_project(env):
     """Install contnet_mm in place and, beside the forks, the original distribution names."""
     options = ['--no-deps', '--no-build-isolation']
@@ -134,37 +100,50 @@ def install_project(env):
         folders = [f'./tools/transitional/{name}' for name in ('mmdet', 'mmsegmentation')]
         pip_install(env, *options, '--force-reinstall', *folders)
         for leftover in ('build', 'mmsegmentation.egg-info'):
-            shutil.rmtree(str(env.root / folders[1] / leftover), ignore_errors=True)
+            shutil.rmtree(env.root / folders[1] / leftover, ignore_errors=True)
     pip_install(env, *options, '-e', '.')
 
 
 def check(env):
-    """Prove that the versions fit together, that the libraries import, and that ops run."""
+    """Check that versions fit together and libraries import; raise SetupError if ops fail."""
     run_logged(env, [env.python, '-m', 'pip', 'check'])
-    imports = 'import json, mmengine, mmcv, mmdet, mmseg, mmpretrain, contnet_mm'
-    run_logged(env, [env.python, '-c', imports + NMS.format(device='cpu')])
+    imports = 'import mmengine, mmcv, mmdet, mmseg, mmpretrain, contnet_mm'
+    run_logged(env, [env.python, '-c', imports])
+    if not ops_work(env):
+        raise SetupError(f"mmcv's ops do not work: {probe(env, 'mmcv')}")
 
 
 def steps_of(env):
     """Return the steps in order; each names the files that it depends on."""
     lock, torch, mmcv = (env.requirements(part) for part in ('', '-torch', '-mmcv'))
-    dev = 'requirements/dev.txt'
-    project = ('setup.py', 'pyproject.toml', 'contnet_mm/version.py')
-    project += TRANSITIONAL if env.stack.transitional else ()
-    every = (lock, torch, mmcv, dev, *project)
+    dev = 'requirements/dev.txt'  # for tests, lint and demo
+
+    def install_dev(env):
+        pip_install(env, '--no-deps', '-r', dev)
+
+    project = ['setup.py', 'pyproject.toml', 'contnet_mm/version.py']
+    if env.stack.transitional:  # sources, not what a build of them leaves
+        for pattern in ('*/pyproject.toml', 'mmdet/mm_transitional/**/*.py', '*/mmseg/*.txt'):
+            found = env.root.glob(f'tools/transitional/{pattern}')
+            project += sorted(path.relative_to(env.root).as_posix() for path in found)
     ops = f'mmcv ops: {compile_jobs()} compilers at once (MAX_JOBS), 8-12 minutes with 2'
-    return [
+    steps = [
         Step('packages', f'{lock}: 1-3 minutes', install_packages, (lock,), 1.2),
         Step('torch', f'{torch}: 2-10 minutes, a big download', install_torch, (torch,), 4.6),
         Step('mmcv', ops, install_mmcv, (torch, mmcv), 0.2),
         Step('dev', f'{dev}: less than a minute', install_dev, (dev,)),
-        Step('project', 'contnet_mm in place: seconds', install_project, project),
-        Step('check', 'pip check, imports, one op: 20 seconds', check, every),
+        Step('project', 'contnet_mm in place: seconds', install_project, tuple(project)),
     ]
+    files = tuple(dict.fromkeys(name for step in steps for name in step.files))
+    return [*steps, Step('check', 'pip check, imports, one op: 20 seconds', check, files)]
 
 
-def note_late_options(env, todo, wanted, usable):
-    """Say which options come too late for an environment that exists."""
+def build(env, wanted=''):
+    """Do the steps that are not done yet; `wanted` is what the user gave as PYTHON=."""
+    start = time.monotonic()
+    steps = steps_of(env)
+    usable = is_usable(env)
+    todo = [step for step in steps if not (usable and is_done(env, step))]
     late = [f'PYTHON={wanted}'] if wanted and usable else []
     if env.torch_index and 'torch' not in {step.name for step in todo}:
         late.append(f'TORCH_INDEX={env.torch_index}')
@@ -173,19 +152,6 @@ def note_late_options(env, todo, wanted, usable):
             f'NOTE: {" and ".join(late)} changes nothing, since {env.stack.venv} is there already; '
             f'remove it first: rm -r {shlex.quote(str(env.path))}'
         )
-
-
-def build(env, wanted=''):
-    """Do the steps that are not done yet.
-
-    Raises:
-        SetupError: something is missing, or a step failed.
-    """
-    start = time.monotonic()
-    steps = steps_of(env)
-    usable = is_usable(env)
-    todo = [step for step in steps if not (usable and is_done(env, step))]
-    note_late_options(env, todo, wanted, usable)
     if not todo:
         print(f'The environment {env.stack.venv} ({env.stack.name}) is complete.')
         return
@@ -206,18 +172,12 @@ def build(env, wanted=''):
 def do(env, step):
     """Do one step with a log of its own, and stamp it."""
     start = time.monotonic()
-    mend_site_packages(env)
+    clean_site_packages(env)
     env.log = env.state / f'{step.name}.log'
-    with contextlib.suppress(FileNotFoundError):
-        env.log.unlink()
+    env.log.write_text('')
     step.run(env)
     write_stamp(env, step)
     print(f'      done in {time.monotonic() - start:.0f} s', flush=True)
-
-
-def interrupted(*_):
-    """Turn a polite kill into what Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def main(argv=None):
@@ -229,7 +189,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup has its reasons
-            signal.signal(number, interrupted)
+            signal.signal(number, signal.default_int_handler)  # as Ctrl-C
     try:
         build(Env(STACKS[args.stack], torch_index=args.torch_index), args.python)
     except SetupError as error:

@@ -1,4 +1,7 @@
-"""The environment that is built: its folder, its stamps, its lock, and commands run in it."""
+"""The environment that is built: its folder, its stamps, its lock, and commands run in it.
+
+Whatever the user has to fix is raised as a SetupError.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+PROBE = ROOT / 'contnet_mm' / 'doctor' / 'probe.py'
 RECIPE = '1'  # part of every stamp: raise it when a step starts to do something else
 
 
 class SetupError(Exception):
-    """Something that the user has to mend; the message says what and how."""
+    """Something that the user has to fix; the message says what and how."""
 
 
 class Stack(NamedTuple):
@@ -63,9 +67,6 @@ class Env:
         return f'requirements/{self.stack.name}{part}.txt'
 
 
-# Stamps -----------------------------------------------------------------------------------------
-
-
 def step_key(env, step):
     """Return the hash of what the step depends on, which this code is deliberately not."""
     digest = hashlib.sha256(f'{RECIPE}\n{step.name}\n{env.stack}\n'.encode())
@@ -75,7 +76,7 @@ def step_key(env, step):
 
 
 def is_done(env, step):
-    """Tell whether the step's stamp is there and still true."""
+    """Return whether the step's stamp is there and still true."""
     stamp = env.state / f'{step.name}.stamp'
     return stamp.is_file() and stamp.read_text() == step_key(env, step)
 
@@ -87,22 +88,14 @@ def write_stamp(env, step):
 
 @contextlib.contextmanager
 def locked(env):
-    """Keep two set-ups from working on one environment; the kernel frees the lock in any case.
-
-    Raises:
-        SetupError: somebody else holds it.
-    """
-    path = env.root / f'{env.stack.venv}.lock'
-    with path.open('w') as file:
+    """Keep a second set-up out of the environment; the kernel frees the lock in any case."""
+    with (env.root / f'{env.stack.venv}.lock').open('w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise SetupError('another make setup, or a pip that it left, is at work.') from None
         env.lock = (file.fileno(),)
         yield
-
-
-# Running commands -------------------------------------------------------------------------------
 
 
 def clean_environ(**extra):
@@ -112,24 +105,23 @@ def clean_environ(**extra):
     return {**kept, 'PIP_DISABLE_PIP_VERSION_CHECK': '1', 'PIP_NO_INPUT': '1', **extra}
 
 
-def ask(python, code):
-    """Return what a few lines of Python print as JSON, or None where they fail."""
-    command = [str(python), '-c', 'import json, sys\n' + code]
+def ask(python, *words):
+    """Return what Python prints as JSON when it runs this script or code, None if it fails."""
+    command = [str(python), *map(str, words)]
+    options = {'stderr': subprocess.DEVNULL, 'env': clean_environ(), 'timeout': 300}
     try:
-        said = subprocess.check_output(
-            command, stderr=subprocess.DEVNULL, env=clean_environ(), timeout=300
-        )
-        return json.loads(said)
+        return json.loads(subprocess.check_output(command, **options))
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
-def run_logged(env, command, **extra):
-    """Run a command with its output in the log and a sign of life on a terminal.
+def probe(env, module):
+    """Return what the doctor's probe of a module says; under 'import' why it says nothing."""
+    return ask(env.python, PROBE, module) or {'import': 'the probe crashed'}
 
-    Raises:
-        SetupError: the command failed; the message has its last lines.
-    """
+
+def run_logged(env, command, **extra):
+    """Run a command with its output in the log and its progress on a terminal."""
     command = [str(word) for word in command]
     start = time.monotonic()
     with env.log.open('a') as log:
@@ -189,21 +181,18 @@ def end_group(process):
     process.wait()
 
 
-# The folder -------------------------------------------------------------------------------------
-
-
 def is_usable(env):
-    """Tell whether the environment exists and works; a half-made or moved one counts as absent.
+    """Return whether the environment exists and works; a half-made or moved one counts as absent.
 
-    Raises:
-        SetupError: the folder is something else, which is not ours to remove.
+    A folder that is something else, or has another Python, is not removed: it is a SetupError.
     """
     if not env.path.exists():
         return False
     ours = (env.path / 'pyvenv.cfg').is_file() or env.state.is_dir()
     if not ours and any(env.path.iterdir()):
         raise SetupError(f'{env.path} exists and is no virtual environment; move it away.')
-    version = ask(env.python, 'import pip; print(json.dumps(sys.version_info[:2]))')
+    code = 'import json, pip, sys; print(json.dumps(sys.version_info[:2]))'
+    version = ask(env.python, '-c', code)
     script = env.path / 'bin' / 'pip'  # after a move, it and the others name a folder that is gone
     if not (version and script.is_file() and f'{env.path}/bin/python' in script.read_text()):
         return False
@@ -224,7 +213,7 @@ def make_venv(env, python):
     run_logged(env, [python, '-m', 'venv', env.path])
 
 
-def mend_site_packages(env):
+def clean_site_packages(env):
     """Remove what an interrupted pip left, so that pip does not take it for installed.
 
     pip writes the file INSTALLER last, and renames what it is about to replace to ~something.

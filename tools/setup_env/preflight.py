@@ -15,11 +15,13 @@ from typing import NamedTuple
 from .environment import SetupError, ask, is_usable
 
 GB = 1 << 30
+# What Debian splits from Python, by the ending of its package.
+PARTS = {'venv': 'module venv or ensurepip', 'dev': 'Python.h, which mmcv needs'}
 INSPECT = """
-import importlib.util as u, os, sysconfig
+import importlib.util as u, json, os, sys, sysconfig
 venv = all(u.find_spec(name) for name in ('venv', 'ensurepip'))
-headers = os.path.isfile(os.path.join(sysconfig.get_path('include'), 'Python.h'))
-print(json.dumps([sys.version_info[:2], venv, headers]))
+dev = os.path.isfile(os.path.join(sysconfig.get_path('include'), 'Python.h'))
+print(json.dumps([sys.version_info[:2], ['venv'] * (not venv) + ['dev'] * (not dev)]))
 """
 
 
@@ -28,8 +30,7 @@ class Python(NamedTuple):
 
     path: str
     version: tuple[int, int]
-    has_venv: bool
-    has_headers: bool
+    missing: list[str]  # those of PARTS that are not there
 
     @property
     def name(self):
@@ -39,8 +40,8 @@ class Python(NamedTuple):
 
 def inspect_python(path):
     """Return a Python for an interpreter that runs, None for anything else."""
-    found = ask(path, INSPECT)
-    return Python(str(path), tuple(found[0]), found[1], found[2]) if found else None
+    found = ask(path, '-c', INSPECT)
+    return Python(str(path), tuple(found[0]), found[1]) if found else None
 
 
 def python_candidates(versions):
@@ -53,30 +54,15 @@ def python_candidates(versions):
 
 
 def find_python(stack, wanted=''):
-    """Return the interpreter to build from, a complete one if there is any.
-
-    Args:
-        stack: says which versions are accepted, the tested one first.
-        wanted: what the user gave as PYTHON=, a name or a path.
-
-    Raises:
-        SetupError: none is there, or the wanted one does not run or has another version.
-    """
+    """Return the interpreter to build from, the wanted one or a complete one if there is any."""
+    paths = [shutil.which(wanted) or wanted] if wanted else python_candidates(stack.pythons)
+    pythons = [python for python in map(inspect_python, paths) if python]
+    accepted = [python for python in pythons if python.version in stack.pythons]
+    if accepted:
+        return min(accepted, key=lambda python: len(python.missing))  # the first of equals
     if wanted:
-        python = inspect_python(shutil.which(wanted) or wanted)
-        if python and python.version in stack.pythons:
-            return python
-        what = f'is {python.name}' if python else 'does not run'
+        what = f'is {pythons[0].name}' if pythons else 'does not run'
         raise SetupError(f'PYTHON={wanted} {what}; STACK={stack.name} needs {stack.accepted}.')
-    incomplete = None
-    for path in python_candidates(stack.pythons):
-        python = inspect_python(path)
-        if python and python.version in stack.pythons:
-            if python.has_venv and python.has_headers:
-                return python
-            incomplete = incomplete or python
-    if incomplete:
-        return incomplete
     best = 'python{}.{}'.format(*stack.pythons[0])
     raise SetupError(
         f'no Python {stack.accepted} found (STACK={stack.name}).\n'
@@ -85,21 +71,8 @@ def find_python(stack, wanted=''):
     )
 
 
-def python_problems(python, makes_venv, compiles):
-    """Return what the interpreter lacks for this, with the package that has it."""
-    absent = []
-    if makes_venv and not python.has_venv:
-        absent.append(('module venv or ensurepip', 'venv'))
-    if compiles and not python.has_headers:
-        absent.append(('Python.h, which mmcv needs', 'dev'))
-    return [
-        f'{python.path} has no {what}.\n  Debian/Ubuntu: apt install {python.name}-{package}'
-        for what, package in absent
-    ]
-
-
 def compiler_problems():
-    """Return what is wrong with the C++ compiler that mmcv's ops are built with."""
+    """Return what is wrong with the C++ compiler, which builds mmcv's ops."""
     advice = '\n  Debian/Ubuntu: apt install g++; or name yours: CXX=/path/to/c++ make setup'
     command = shlex.split(os.environ.get('CXX', '')) or ['c++']
     probe = [*command, '-std=c++17', '-fsyntax-only', '-x', 'c++', '-']
@@ -127,18 +100,14 @@ def library_problems():
 
 
 def disk_problems(needs):
-    """Return which file systems are too small.
-
-    Args:
-        needs: GB that will be written by folder; those on one file system are added up.
-    """
-    by_device = {}
+    """Return which disks are too small for {folder: GB}; folders on one disk are added up."""
+    disks = {}
     for folder in needs:
-        by_device.setdefault(os.stat(str(folder)).st_dev, []).append(folder)
+        disks.setdefault(os.stat(folder).st_dev, []).append(folder)
     problems = []
-    for folders in by_device.values():
+    for folders in disks.values():
+        free = shutil.disk_usage(folders[0]).free / GB
         needed = sum(needs[folder] for folder in folders)
-        free = shutil.disk_usage(str(folders[0])).free / GB
         if free < needed:
             problems.append(
                 f'too little disk at {" and ".join(map(str, folders))}: {free:.1f} GB free, '
@@ -148,24 +117,20 @@ def disk_problems(needs):
 
 
 def preflight(env, todo, wanted):
-    """Check all that can be checked before anything is downloaded.
-
-    Args:
-        env: the environment to build.
-        todo: the steps that are not done yet.
-        wanted: what the user gave as PYTHON=.
+    """Check all that can be checked before anything is downloaded; raise all problems at once.
 
     Returns:
         The interpreter that the environment will be made from, None where it is there already.
-
-    Raises:
-        SetupError: with everything that is missing, at once.
     """
     compiles = 'mmcv' in {step.name for step in todo}
     problems, new = [], None
     try:
         new = None if is_usable(env) else find_python(env.stack, wanted)
-        problems += python_problems(new or inspect_python(env.python), new is not None, compiles)
+        python = new or inspect_python(env.python)
+        for part in python.missing:
+            if new if part == 'venv' else compiles:
+                advice = f'  Debian/Ubuntu: apt install {python.name}-{part}'
+                problems.append(f'{python.path} has no {PARTS[part]}.\n{advice}')
     except SetupError as error:
         problems.append(str(error))
     problems += compiler_problems() if compiles else []
@@ -173,15 +138,11 @@ def preflight(env, todo, wanted):
     room = sum(step.disk_gb for step in todo)
     if 'cpu' in env.torch_index:  # without torch's CUDA libraries
         room = min(room, 3.0)
-    scratch = 2.0 if room else 0.0
-    problems += disk_problems({env.root: room, Path(tempfile.gettempdir()): scratch})
+    problems += disk_problems({env.root: room, Path(tempfile.gettempdir()): 2.0 if room else 0.0})
     if problems:
         lines = [f'- {text}' for text in problems]
         raise SetupError('\n'.join(['nothing was installed, because of this:', *lines]))
     return new
-
-
-# For the build of mmcv ----------------------------------------------------------------------------
 
 
 def output_of(command):
@@ -193,14 +154,7 @@ def output_of(command):
 
 
 def cuda_plan(torch_cuda):
-    """Decide whether CUDA ops are asked for.
-
-    Args:
-        torch_cuda: the CUDA version that torch was built with, None for a CPU build.
-
-    Returns:
-        Whether to build for CUDA, and the sentence that tells the user.
-    """
+    """Return whether to build mmcv's CUDA ops for torch's CUDA version, and why."""
     if output_of(['nvidia-smi']) is None:
         return False, 'CPU ops (no working nvidia-smi here).'
     if not torch_cuda:
