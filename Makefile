@@ -35,12 +35,15 @@ lint: setup ## ruff check, ruff format --check, codespell
 
 # The default stack is linted as well; formatting does not depend on the stack.
 LINT := $(if $(filter onedl,$(STACK)),lint)
+# A process per core. Neighbours in a file stay together until a process has nothing left to do, so
+# that what a file builds once is built once or twice.
+PYTEST := $(IN_VENV) python -m pytest -q -n auto --dist worksteal
 
 test: setup $(LINT) ## lint, then the tests that are not marked slow
-	$(IN_VENV) python -m pytest -q -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-all: setup $(LINT) ## lint, then all tests
-	$(IN_VENV) python -m pytest -q
+	$(PYTEST)
 
 benchmark: setup ## time ConTNet-M, its plain reading and ResNet-50 at 224x224, about 20 minutes
 	$(IN_VENV) python tools/benchmark.py --networks contnet-m plain-m resnet50 \

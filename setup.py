@@ -75,6 +75,12 @@ setup(
             'tqdm>=4.60',
         ],
         'safetensors': ['safetensors>=0.8.0'],
-        'dev': ['codespell>=2.3', 'hypothesis>=6.100', 'pytest>=8', 'ruff>=0.15'],
+        'dev': [
+            'codespell>=2.3',
+            'hypothesis>=6.100',
+            'pytest>=8',
+            'pytest-xdist>=3.6',
+            'ruff>=0.15',
+        ],
     },
 )
