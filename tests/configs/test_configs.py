@@ -112,9 +112,15 @@ def test_freezing_follows_the_optimizer_and_the_start(contnet_config):
     assert backbone.get('frozen_stages', -1) == (1 if is_detector and uses_sgd else -1)
 
 
-def test_adamw_comes_with_gradient_clipping(config):
-    if config.optim_wrapper.optimizer.type == 'AdamW':
-        assert config.optim_wrapper.clip_grad.max_norm > 0
+def test_gradients_are_clipped_with_adamw_and_with_sgd_only_where_the_parent_clips(path, config):
+    clip_grad = config.optim_wrapper.get('clip_grad')
+    if config.optim_wrapper.optimizer.type == 'SGD':
+        expected = 35 if path.stem.endswith('_fpn_gn-head_1x_coco') else None
+    elif is_demo(path):
+        expected = 10.0
+    else:
+        expected = 5.0 if config.default_scope == 'mmpretrain' else 1.0
+    assert (clip_grad and clip_grad.max_norm) == expected
 
 
 def test_the_base_batch_is_that_of_the_learning_rate(path, config):
