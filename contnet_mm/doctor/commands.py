@@ -55,10 +55,14 @@ def reinstall(facts: Facts, *wanted: str) -> str:
 
 
 def install_library(facts: Facts, module: str) -> str:
-    """Return the command that installs one of OPENMMLAB, in its present version if it has one."""
-    owners = facts.owners(module)
+    """Return the command that installs a library, in its present version if it has one."""
+    owners, checkout = facts.owners(module), Path(facts.tools).parent
     if module == 'mmcv':
         return build_mmcv(facts)
+    if module == 'contnet_mm' and (checkout / 'setup.py').is_file():
+        return pip(facts, 'install', '--no-deps', '-e', str(checkout))
+    if module == 'contnet_mm':  # nobody publishes it under its name alone
+        return f'{pip(facts, "install", "--no-deps")} contnet_mm-*.whl  # where its wheel is'
     if len(owners) == 1:
         return reinstall(facts, f'{owners[0].name}=={owners[0].version}')
     wanted = tried(facts, module)

@@ -6,24 +6,13 @@ from . import base_checks, library_checks
 from .diagnosis import BAD, Diagnosis, note
 from .facts import Facts
 
-CHECKS = (
-    base_checks.check_environment,
-    base_checks.check_python,
-    base_checks.check_setuptools,
-    base_checks.check_torch,
-    base_checks.check_torchvision,
-    base_checks.check_gpu,
-    base_checks.check_numpy,
-    base_checks.check_opencv,
-    library_checks.check_stack,
-    library_checks.check_owners,
-    library_checks.check_contnet_mm,
-    library_checks.check_imports,
-    library_checks.check_ops,
-    library_checks.check_checkpoints,
-    library_checks.check_mim,
-    library_checks.check_libraries,
-)
+# A check is a function named check_*; they run in the order of their files.
+CHECKS = [
+    function
+    for module in (base_checks, library_checks)
+    for name, function in vars(module).items()
+    if name.startswith('check_')
+]
 
 
 def examine(facts: Facts) -> list[Diagnosis]:

@@ -48,8 +48,10 @@ def check_stack(facts: Facts) -> Iterator[Diagnosis]:
 
 
 def check_owners(facts: Facts) -> Iterator[Diagnosis]:
-    """Check that each library is there and that one distribution brought it."""
-    for module in ('mmengine', 'mmcv', *LIBRARIES):
+    """Check that each library, and contnet_mm, is there and that one distribution brought it."""
+    wanted = facts.needed or any(map(facts.has, LIBRARIES))
+    needed = ('mmengine', *(['mmcv'] if wanted else []), *facts.needed, 'contnet_mm')
+    for module in ('mmengine', 'mmcv', *LIBRARIES, 'contnet_mm'):
         owners = facts.owners(module)
         names = [f'{dist.name} {dist.version}' for dist in owners]
         fix = install_library(facts, module)
@@ -65,33 +67,11 @@ def check_owners(facts: Facts) -> Iterator[Diagnosis]:
         elif facts.has(module):
             folder = Path(facts.origins[module]).parents[1]
             text = f'comes from {folder}, but is not installed: mim does not see it'
-            fix = pip(facts, 'install', '--no-deps', '--no-build-isolation', '-e', str(folder))
+            if module != 'contnet_mm':
+                fix = pip(facts, 'install', '--no-deps', '--no-build-isolation', '-e', str(folder))
             yield warning(module, text, fix)
         else:
-            yield (problem if _is_needed(facts, module) else note)(module, 'is missing', fix)
-
-
-def _is_needed(facts: Facts, module: str) -> bool:
-    some = facts.needed or any(map(facts.has, LIBRARIES))
-    return module == 'mmengine' or module in facts.needed or (module == 'mmcv' and bool(some))
-
-
-def check_contnet_mm(facts: Facts) -> Iterator[Diagnosis]:
-    """Check that contnet_mm is installed, from a checkout or a wheel."""
-    owners, checkout = facts.owners('contnet_mm'), Path(facts.tools).parent
-    fix, hint = pip(facts, 'install', '--no-deps', '-e', str(checkout)), ''
-    if not (checkout / 'setup.py').is_file():  # nobody publishes it under its name alone
-        fix = f'{pip(facts, "install", "--no-deps")} contnet_mm-*.whl'
-        hint = '; run the command in the folder of its wheel'
-    if not facts.has('contnet_mm'):
-        yield problem('contnet_mm', f'is not installed{hint}', fix)
-    elif owners:
-        where = f'from the checkout {owners[0].editable}' if owners[0].editable else 'from a wheel'
-        yield ok('contnet_mm', f'{owners[0].version} {where}')
-    else:
-        folder = Path(facts.origins['contnet_mm']).parents[1]
-        text = f'comes from {folder}, but is not installed: mim does not see it{hint}'
-        yield warning('contnet_mm', text, fix)
+            yield (problem if module in needed else note)(module, 'is missing', fix)
 
 
 def check_imports(facts: Facts) -> Iterator[Diagnosis]:
