@@ -5,9 +5,9 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-# A wheel carries what mim looks for twice. openmim looks into the folder of the package; onedl-mim
-# into the folder of the first path that the installer recorded, and contnet_mm-*.dist-info/ sorts
-# before contnet_mm/. So a folder that sorts before both holds nothing but the same files.
+# A wheel carries two copies of what mim looks for. openmim looks in the folder of the package;
+# onedl-mim in the folder of the first path that the installer recorded, which would be
+# contnet_mm-*.dist-info/, since paths are sorted. contnet_mim/ sorts before it.
 MIM_FOLDERS = ('contnet_mm/.mim', 'contnet_mim/.mim')
 MIM_FILES = ('model-index.yml', 'dataset-index.yml')
 # setup_env and the shell scripts serve a checkout: its environments and its demo.
@@ -15,7 +15,7 @@ NOT_IN_WHEEL = ('setup_env', '*.sh', '__pycache__', '*.py[co]', 'build', '*.egg-
 
 
 class BuildWithMim(build_py):
-    """Adds configs, tools and index files; an install in place finds them in the checkout."""
+    """Add configs, tools and index files; an install in place finds them in the checkout."""
 
     def run(self):
         super().run()

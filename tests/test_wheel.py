@@ -289,7 +289,7 @@ def test_onedl_mim_trains_and_runs_tools_in_a_checkout_by_path(in_place, checkou
 
 @only_openmim
 def test_openmim_does_not_find_a_checkout(in_place, checkout, folder):
-    """docs/install.md says so; when this fails, mend the table there."""
+    """docs/install.md says so; when this fails, correct the table there."""
     config = checkout / 'configs' / 'demo' / DEMO
     output = run(in_place, '-m', 'mim', 'train', 'contnet_mm', config, cwd=folder, status=1)
     assert "contnet_mm/tools/train.py': [Errno 2] No such file or directory" in output

@@ -2,14 +2,12 @@
 
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
 from contnet_mm.datasets.demo import DemoOptions, make_demo_data
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_python
 
 CONFIGS = sorted((ROOT / 'configs' / 'demo').glob('*.py'))
 BOX_AP = 'Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all'
@@ -33,12 +31,7 @@ def folder(tmp_path_factory):
 
 
 def mim(folder, *args):
-    result = subprocess.run(
-        [str(Path(sys.executable).parent / 'mim'), *args],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+    result = run_python('-m', 'mim', *args, cwd=folder)
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-3000:]
     return re.sub(r'\[ (?=\d)', '[', re.sub(r'[ \t]+', ' ', output))

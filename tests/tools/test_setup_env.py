@@ -65,6 +65,13 @@ def test_a_change_of_the_setup_itself_or_the_library_rebuilds_nothing(stack):
                 assert name.startswith('requirements/')
 
 
+@pytest.mark.parametrize(('stack', 'number'), [('onedl', 6), ('openmmlab', 0)])
+def test_the_sources_of_the_transitional_distributions_belong_to_the_project(stack, number):
+    (project,) = (step for step in setup.steps_of(Env(STACKS[stack])) if step.name == 'project')
+    sources = [name for name in project.files if name.startswith('tools/transitional/')]
+    assert len(sources) == number and not [name for name in sources if name.endswith('.md')]
+
+
 def test_a_failed_step_is_tried_again_and_finished_ones_are_not(made, step, monkeypatch, capsys):
     calls = []
 

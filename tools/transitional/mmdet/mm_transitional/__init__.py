@@ -1,7 +1,7 @@
-"""Hands `mim train mmdet` and `mim test mmdet` over to the scripts of onedl-mmdetection.
+"""Run the scripts of onedl-mmdetection for `mim train mmdet` and `mim test mmdet`.
 
 The name of this package has to sort before `mmdet-`: onedl-mim takes the first path that the
-distribution has recorded for the root of the code base, and looks for `tools/` in there.
+distribution has recorded for the root of the code, and looks for `tools/` in there.
 """
 
 import runpy
@@ -14,7 +14,7 @@ def hand_over(script):
     """Run the script of the same file name that the installed mmdet brings.
 
     Args:
-        script: path of the calling script, `train.py` or `test.py`.
+        script: Path of the calling script, `train.py` or `test.py`.
     """
     spec = find_spec('mmdet')
     if spec is None:
