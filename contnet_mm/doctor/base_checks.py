@@ -122,7 +122,7 @@ def _check_gpu(facts: Facts, name: str, capability: Sequence[int], error: str | 
     if not error:
         return ok('GPU', f'{name} ({arch}), on which torch computes')
     if 'no kernel image' not in error:
-        return warning('GPU', f'{name} ({arch}) is there, but does not compute: {error}')
+        return problem('GPU', f'{name} ({arch}) is there, but does not compute: {error}')
     built = [int(number) for number in re.findall(r'sm_(\d+)', archs)]
     newer = not built or 10 * capability[0] + capability[1] > max(built)
     pair = tried(facts, 'torch', 'torchvision', stack='onedl' if newer else 'openmmlab')

@@ -181,8 +181,12 @@ BROKEN = {
         'torch==2.1.2',
     ),
     'GPU that does not compute': (
-        with_answer(FORK, 'torch', gpus=[['H100', [9, 0], 'AcceleratorError: busy']], driver=None),
-        'warning GPU',
+        with_answer(
+            with_answer(FORK, 'torch', gpus=[['H100', [9, 0], 'RuntimeError: busy']], driver=None),
+            'mmcv',
+            cuda='RuntimeError: busy',
+        ),
+        'problem GPU',
         '',
     ),
     'mmengine owned twice': (
