@@ -1,6 +1,6 @@
-"""Checks a COCO, Cityscapes or ImageNet folder, or the data that a config reads.
+"""Check a COCO, Cityscapes or ImageNet folder, or the data that a config reads.
 
-Exit status: 0 if nothing is to be mended, 1 if something is, 2 if the command is wrong.
+Exit status: 0 if nothing is to be fixed, 1 if something is, 2 if the command is wrong.
 """
 
 from __future__ import annotations
@@ -11,14 +11,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.config import DictAction
+from rich.console import Console
+from rich.progress import track
 
 from contnet_mm.apis.config import read_config
-from contnet_mm.datasets.check import KINDS, Finding, check_parts, parts_of_config, parts_of_folder
-from contnet_mm.datasets.check.parts import Part
+from contnet_mm.datasets.check import (
+    KINDS,
+    DatasetIssue,
+    Part,
+    check_parts,
+    parts_of_config,
+    parts_of_folder,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def find_parts(args: argparse.Namespace) -> list[Part]:
-    """Returns what the command line asks for.
+    """Return what the command line asks for.
 
     Raises:
         ValueError: If it asks for both forms or none, or for what cannot be checked.
@@ -58,43 +66,39 @@ def find_parts(args: argparse.Namespace) -> list[Part]:
 
 
 def show_progress(items: Iterable, text: str) -> Iterable:
-    """Shows a bar, where somebody watches and tqdm is there."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return items
-    # Some terminals keep what a bar leaves; disable=None: none in a log file.
-    return tqdm(items, desc=text, disable=None, leave=False)
+    """Show a bar where somebody watches."""
+    console = Console(stderr=True)
+    return track(items, text, console=console, transient=True, disable=not console.is_terminal)
 
 
-def describe(finding: Finding) -> str:
-    """Returns a finding as a few lines."""
-    number = f' ({finding.count})' if finding.examples else ''
-    lines = [f'[{finding.part}] {finding.check}{number}: {finding.what}']
-    lines += [f'    {example}' for example in finding.examples]
-    if finding.count > len(finding.examples) > 0:
-        lines.append(f'    and {finding.count - len(finding.examples)} more')
-    if finding.mend:
-        lines.append(f'    mend: {finding.mend}')
-    return '\n'.join(lines)
+def describe(issue: DatasetIssue) -> str:
+    """Return an issue as a few lines."""
+    number = f' ({issue.count})' if issue.examples else ''
+    note = 'note ' if issue.is_note else ''
+    lines = [f'{note}[{issue.part}] {issue.check}{number}: {issue.what}', *issue.examples]
+    if issue.count > len(issue.examples) > 0:
+        lines.append(f'and {issue.count - len(issue.examples)} more')
+    if issue.fix:
+        lines.append(f'fix: {issue.fix}')
+    return '\n    '.join(lines)
 
 
 def main() -> None:
-    """Checks, prints and exits."""
+    """Check, print and exit."""
     parser = make_parser()
     args = parser.parse_args()
     try:
         parts = find_parts(args)
-        findings = check_parts(parts, every=args.all_images, progress=show_progress)
-    except (ValueError, ImportError, OSError) as error:
+        issues = check_parts(parts, args.all_images, show_progress)
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     for part in parts:
         print(f'checked {part.name}: {part.image_dir}')
-    # What is to be mended comes last, where it is read.
-    for finding in sorted(findings, key=lambda finding: not finding.note):
-        print(('note ' if finding.note else '') + describe(finding))
-    faults = sum(not finding.note for finding in findings)
-    print(f'{faults} to mend, {len(findings) - faults} notes')
+    # What is to be fixed comes last, where it is read.
+    for issue in sorted(issues, key=lambda issue: not issue.is_note):
+        print(describe(issue))
+    faults = sum(not issue.is_note for issue in issues)
+    print(f'{faults} to fix, {len(issues) - faults} notes')
     sys.exit(1 if faults else 0)
 
 

@@ -1,30 +1,30 @@
-"""Checks of the annotations in a COCO file, one by one."""
+"""Reading a COCO file, and checks of its entries."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
-from .files import Progress
-from .findings import Finding, found
-from .parts import DetectionPart
+from .issues import Report
 
-Fields = dict[str, tuple[type, ...]]
-KEY, NUMBER = (int, str), (int, float)
-FIELDS: Fields = {
-    'id': KEY,
-    'image_id': KEY,
-    'category_id': KEY,
-    'bbox': (list,),
-    'area': NUMBER,
+Entries = dict[str, list[dict]]
+KEY, NUMBER = int | str, int | float
+# The fields that each list of the file must have, and their types.
+FIELDS = {
+    'images': {'id': KEY, 'file_name': str, 'height': NUMBER, 'width': NUMBER},
+    'categories': {'id': KEY, 'name': str},
+    'annotations': {'id': KEY, 'image_id': KEY, 'category_id': KEY, 'bbox': list, 'area': NUMBER},
 }
-# COCO's own annotations hold a few of these; more than one in a thousand is a fault.
-TOLERATED_SHARE = 1e-3
-TOLERATED = ('empty-box', 'outside-box', 'mask')
+UNIQUE = ('id', 'file_name', 'name')
 # Boxes are rounded: one may stick out by a pixel.
 SLACK = 1
-WHAT = {
-    'fields': f'annotations lack one of {", ".join(FIELDS)}, or it is of the wrong kind',
+# COCO's own annotations hold a few of these; more than one in a thousand is a fault.
+TOLERATED = ('empty-box', 'outside-box', 'mask')
+TOLERATED_SHARE = 1e-3
+FAULTS = {
     'missing-entry': 'annotations point at images that are not listed',
     'category-id': 'annotations have a category id that no category has',
     'empty-box': 'annotations have an empty box or area: they are left out in silence',
@@ -33,50 +33,99 @@ WHAT = {
 }
 
 
-def check_annotations(
-    part: DetectionPart, content: dict[str, list], progress: Progress
-) -> Iterator[Finding]:
-    """Yields what is wrong with annotations.
+def read_coco_file(report: Report, path: Path, fix: str, labelled: bool) -> Entries:
+    """Read the three lists of a COCO file, and report what is missing, incomplete or doubled.
 
     Args:
-        part: What is expected.
-        content: The lists 'images', 'categories' and 'annotations' of the file; the entries of
-            the first two have all their fields.
-        progress: Shows how far it is.
+        report: Gets the issues.
+        path: The file.
+        fix: The command that brings it.
+        labelled: Whether annotations are needed.
+
+    Returns:
+        Images, categories and annotations, those that have all ``FIELDS``.
+    """
+    content = _read_json(report, path, fix)
+    if content is None:
+        return {key: [] for key in FIELDS}
+    content = content if isinstance(content, dict) else {}
+    given = {key: content[key] if isinstance(content.get(key), list) else [] for key in FIELDS}
+    absent = [key for key, entries in given.items() if not entries]
+    if not labelled:
+        absent = [key for key in absent if key != 'annotations']
+    report.add('fields', f'lists are missing or empty in {path}', absent, fix)
+    complete: Entries = {}
+    for key, fields in FIELDS.items():
+        complete[key] = [entry for entry in given[key] if _is_complete(entry, fields)]
+        wrong = [
+            _describe(entry, fields) for entry in given[key] if not _is_complete(entry, fields)
+        ]
+        what = f'{key} lack one of {", ".join(fields)}, or it is of the wrong type'
+        report.add('fields', what, wrong, fix)
+        for field in [field for field in UNIQUE if field in fields]:
+            counts = Counter(entry[field] for entry in complete[key])
+            doubled = [f'{field} {value}' for value, count in counts.items() if count > 1]
+            report.add('doubled', f'{key} share their {field}', doubled, fix)
+    return complete
+
+
+def check_annotations(report: Report, content: Entries, fix: str, masks: bool) -> None:
+    """Check annotations against their images and categories.
+
+    Args:
+        report: Gets the issues.
+        content: The lists of the file, as ``read_coco_file`` gives them.
+        fix: The command that brings the file.
+        masks: Whether masks are read.
     """
     annotations = content['annotations']
-    entries = {image['id']: image for image in content['images']}
+    images = {image['id']: image for image in content['images']}
     categories = {category['id'] for category in content['categories']}
-    wrong: dict[str, list[str]] = {check: [] for check in WHAT}
-    for annotation in progress(annotations, f'{part.name}: annotations'):
-        for check in _faults(annotation, entries, categories, part.masks):
-            wrong[check].append(_describe(annotation))
-    for check, names in wrong.items():
+    faulty: dict[str, list[str]] = {check: [] for check in FAULTS}
+    for annotation in report.progress(annotations, f'{report.part}: annotations'):
+        for check in _faults(annotation, images.get(annotation['image_id']), categories, masks):
+            faulty[check].append(_describe(annotation, FIELDS['annotations']))
+    for check, names in faulty.items():
         few = check in TOLERATED and len(names) <= len(annotations) * TOLERATED_SHARE
-        mend = '' if few else part.mending.annotations
-        yield from found(part.name, check, WHAT[check], mend, names, note=few)
-    counts = Counter(a['id'] for a in annotations if has_fields(a, FIELDS))
-    doubled = [f'id {key}' for key, count in counts.items() if count > 1]
-    what = 'annotations share their id'
-    yield from found(part.name, 'doubled', what, part.mending.annotations, doubled)
+        report.add(check, FAULTS[check], names, '' if few else fix)
 
 
-def has_fields(entry: object, fields: Fields) -> bool:
-    """Tells whether an entry of a JSON file has all fields, each of its kind."""
-    return isinstance(entry, dict) and all(
-        isinstance(entry.get(key), kinds) for key, kinds in fields.items()
+def _read_json(report: Report, path: Path, fix: str) -> object:
+    """Return the content of a file, or report why that is not possible and return None."""
+    if not path.is_file():
+        # Where MMDetection's converter writes when it is not told where.
+        stray = path.parent.parent / path.name
+        if stray.is_file():
+            folder = shlex.quote(str(path.parent))
+            fix = f'mkdir -p {folder} && mv {shlex.quote(str(stray))} {folder}'
+        report.add('layout', 'annotation file is missing', [path], fix)
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        reason = f'{path}: {path.stat().st_size} bytes, {error}'
+        report.add('unreadable', 'annotation file is no JSON', [reason], fix)
+        return None
+
+
+def _is_complete(entry: object, fields: dict) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    box = entry.get('bbox') if 'bbox' in fields else [0] * 4
+    return all(isinstance(entry.get(field), kind) for field, kind in fields.items()) and (
+        len(box) == 4 and all(isinstance(value, NUMBER) for value in box)
     )
 
 
-def _faults(
-    annotation: dict, images: dict[object, dict], categories: set, masks: bool
-) -> Iterator[str]:
-    if not (has_fields(annotation, FIELDS) and _is_box(annotation['bbox'])):
-        yield 'fields'
-        return
+def _describe(entry: object, fields: dict) -> str:
+    if not isinstance(entry, dict):
+        return repr(entry)
+    return ', '.join(f'{field} {entry.get(field)}' for field in fields)
+
+
+def _faults(annotation: dict, image: dict | None, categories: set, masks: bool) -> Iterator[str]:
     if annotation['category_id'] not in categories:
         yield 'category-id'
-    image = images.get(annotation['image_id'])
     if image is None:
         yield 'missing-entry'
         return
@@ -93,10 +142,6 @@ def _faults(
         yield 'mask'
 
 
-def _is_box(box: list) -> bool:
-    return len(box) == 4 and all(isinstance(value, NUMBER) for value in box)
-
-
 def _mask_fits(mask: object, image: dict) -> bool:
     if isinstance(mask, dict):  # run lengths
         size = [image['height'], image['width']]
@@ -105,13 +150,4 @@ def _mask_fits(mask: object, image: dict) -> bool:
     return isinstance(mask, list) and any(
         isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
         for polygon in mask
-    )
-
-
-def _describe(annotation: object) -> str:
-    if not isinstance(annotation, dict):
-        return repr(annotation)
-    return f'annotation {annotation.get("id")} of image {annotation.get("image_id")}: ' + (
-        f'category {annotation.get("category_id")}, box {annotation.get("bbox")}, '
-        f'area {annotation.get("area")}'
     )

@@ -2,56 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from .classification import check_classification, class_folders
-from .detection import check_detection
-from .files import Progress, no_progress
-from .findings import Finding, found
-from .parts import ClassificationPart, DetectionPart, Part, SegmentationPart
-from .segmentation import check_segmentation
-
-CHECKS = {
-    DetectionPart: check_detection,
-    SegmentationPart: check_segmentation,
-    ClassificationPart: check_classification,
-}
+from .classification import ClassificationPart, class_folders
+from .issues import DatasetIssue, Progress, Report, no_progress
+from .parts import Part
 
 
 def check_parts(
-    parts: Sequence[Part], every: bool = False, progress: Progress = no_progress
-) -> list[Finding]:
-    """Checks parts of a data set on disk.
+    parts: Sequence[Part], all_images: bool = False, progress: Progress = no_progress
+) -> list[DatasetIssue]:
+    """Check parts of a data set on disk.
 
     Damage to one file hides no other: all checks run that have something to read.
 
     Args:
         parts: What is expected, as ``parts_of_folder`` or ``parts_of_config`` give it.
-        every: Whether to open every image, not a sample of each part.
+        all_images: Whether to open every image, not a sample of each part.
         progress: Shows how far it is; given what is gone through and what it is called.
 
     Returns:
         What was found, notes included.
-
-    Raises:
-        ImportError: If Pillow is missing.
     """
-    findings = [finding for part in parts for finding in CHECKS[type(part)](part, every, progress)]
-    return [*findings, *_compare_classes(parts)]
-
-
-def _compare_classes(parts: Sequence[Part]) -> Iterator[Finding]:
-    """Labels count sorted folders, so that parts with other folders have other labels."""
-    folders = {
-        part.name: (part, set(class_folders(part.image_dir)))
-        for part in parts
-        if isinstance(part, ClassificationPart) and part.ann_file is None
-    }
-    known = {name: (part, names) for name, (part, names) in folders.items() if names}
-    if not known:
-        return
-    reference = next(iter(known))
-    for name, (part, names) in known.items():
-        differing = sorted(names ^ known[reference][1])
-        what = f'folders of classes are in one of {reference} and {name} only: labels differ'
-        yield from found(name, 'classes', what, part.mending.images, differing)
+    reports = [Report(part.name, all_images, progress) for part in parts]
+    first, expected = '', set()
+    for part, report in zip(parts, reports, strict=True):
+        part.check(report)
+        if isinstance(part, ClassificationPart) and part.ann_file is None:
+            # Labels count sorted folders, so that parts with other folders have other labels.
+            folders = set(class_folders(part.image_dir))
+            if folders and expected:
+                what = f'folders of classes are in one of {first} and {part.name} only: '
+                what += 'labels differ'
+                report.add('classes', what, sorted(folders ^ expected), part.fix.images)
+            elif folders:
+                first, expected = part.name, folders
+    return [issue for report in reports for issue in report.issues]

@@ -5,156 +5,145 @@ from __future__ import annotations
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from .files import Progress, colour_notes, examine, file_findings, list_files, read_list
-from .findings import Finding, found
+from .files import list_files, note_colours, open_images, read_list
 from .fixes import unpack_classes
-from .parts import ClassificationPart
+from .issues import Report
+from .parts import IMAGE_SUFFIXES, Part
 
 
-def check_classification(
-    part: ClassificationPart, every: bool, progress: Progress
-) -> Iterator[Finding]:
-    """Yields what is wrong with a part.
+@dataclass(frozen=True, kw_only=True)
+class ClassificationPart(Part):
+    """Images in a folder per class, or with a list of labels, as MMPretrain reads them.
+
+    ``ann_file`` is a text file with a path and a label per line; without it folders are classes.
 
     Args:
-        part: What is expected.
-        every: Whether to open every image, not a sample.
-        progress: Shows how far it is.
+        num_classes: Number of classes; None if not known.
+        classes: Names that a config gives to the folders, in its order.
+        suffixes: Ends of names, in small letters, of the files that are read.
+        may_be_empty: Whether a class may have no images.
+        wordnet_order: Whether labels count the sorted folder names, as ImageNet's do.
     """
-    if not part.image_dir.is_dir():
-        what = 'folder of images is missing'
-        yield from found(part.name, 'layout', what, part.mending.images, [part.image_dir])
-        return
-    files = list_files(part.image_dir)
-    if part.ann_file is not None:
-        labels = yield from _read_labels(part)
-        yield from _check_list(part, labels, files)
-        names = list(labels)
-    else:
-        names = [name for name in files if name.lower().endswith(part.suffixes)]
-        loose = [name for name in names if '/' not in name]
-        if loose and len(loose) == len(names):
-            what = 'images lie in no folder of a class, and there is no list of labels'
-            yield from found(part.name, 'flat', what, part.mending.annotations, loose)
+
+    num_classes: int | None = None
+    classes: tuple[str, ...] | None = None
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    may_be_empty: bool = False
+    wordnet_order: bool = False
+
+    def check(self, report: Report) -> None:
+        """Add all that is wrong to a report."""
+        fix = self.fix.images
+        if not self.image_dir.is_dir():
+            report.add('layout', 'folder of images is missing', [self.image_dir], fix)
+            return
+        files = list_files(self.image_dir)
+        found = [name for name in files if name.lower().endswith(self.suffixes)]
+        if self.ann_file is not None:
+            names = self._check_list(report, files, found)
         else:
-            yield from _check_folders(part, files, names, loose)
-            names = [name for name in names if '/' in name]
-    if part.num_images is not None and len(names) != part.num_images:
-        source = part.ann_file or part.image_dir
-        what = f'{source} has {len(names)} images, {part.num_images} are expected'
-        yield Finding(part.name, 'count', what, part.mending.images)
-    examined = examine(part.image_dir, files, names, every, progress, f'{part.name}: images')
-    yield from file_findings(part.name, 'images', examined, part.mending.images)
-    yield from colour_notes(part.name, examined)
+            names = self._check_folders(report, files, found)
+        what = f'images are in {self.ann_file or self.image_dir}'
+        report.compare('count', what, len(names), self.num_images, fix)
+        note_colours(report, open_images(report, 'images', self.image_dir, names, files, fix))
+
+    def _check_folders(self, report: Report, files: dict[str, int], found: list[str]) -> list[str]:
+        """Check folders of classes; return the images in them."""
+        loose = [name for name in found if '/' not in name]
+        names = [name for name in found if '/' in name]
+        if loose and not names:
+            what = 'images lie in no folder of a class, and there is no list of labels'
+            report.add('flat', what, loose, self.fix.annotations)
+            return names
+        what = 'images lie in no folder of a class: they are not read'
+        report.add('loose-image', what, loose, 'move them into the folder of their class')
+        archives = [name for name in files if '/' not in name and name.endswith('.tar')]
+        fix = unpack_classes(self.image_dir)
+        report.add('packed', 'classes are not unpacked', archives, fix)
+        folders = class_folders(self.image_dir)
+        hidden = [name for name in folders if name.startswith(('.', '__'))]
+        fix = f'rm -r {" ".join(shlex.quote(str(self.image_dir / name)) for name in hidden)}'
+        report.add('strange-folder', 'folders of other programs count as classes', hidden, fix)
+        classes = [name for name in folders if name not in hidden]
+        filled = {name.split('/')[0] for name in names}
+        empty = [name for name in classes if name not in filled]
+        fix = '' if self.may_be_empty else self.fix.images
+        report.add('empty-class', 'folders of classes hold no images', empty, fix)
+        what = f'folders of classes are in {self.image_dir}'
+        report.compare('classes', what, len(classes), self.num_classes, self.fix.images)
+        # Labels count the sorted folders, whatever order a config gives their names.
+        if self.classes is not None and set(classes) == set(self.classes):
+            pairs = zip(classes, self.classes, strict=False)
+            wrong = [f'folder {have}, class {want}' for have, want in pairs if have != want]
+            fix = f'say metainfo=dict(classes={tuple(classes)!r}) in the config'
+            report.add('class-order', 'classes stand in another order', wrong, fix)
+        return names
+
+    def _check_list(self, report: Report, files: dict[str, int], found: list[str]) -> list[str]:
+        """Check a list of labels; return the images in it."""
+        labels = self._read_labels(report)
+        missing = [n for n in labels if n not in files and not (self.image_dir / n).is_file()]
+        fix = self.fix.images
+        if class_folders(self.image_dir) and all('/' not in name for name in labels):
+            # The list is for images in one folder; without it the folders tell the classes.
+            path = shlex.quote(str(self.ann_file))
+            fix = f'mv {path} {path}.unused'
+        report.add('missing-image', f'images listed in {self.ann_file} are missing', missing, fix)
+        if len(missing) < len(labels):
+            spare = [name for name in found if name not in labels]
+            what = f'images are not listed in {self.ann_file}'
+            report.add('unlisted-image', what, spare, self.fix.annotations)
+        self._check_labels(report, labels)
+        return list(labels)
+
+    def _read_labels(self, report: Report) -> dict[str, int]:
+        """Return the labels of the list by the names of the images."""
+        path, fix = self.ann_file, self.fix.annotations
+        labels: dict[str, int] = {}
+        wrong, doubled = [], []
+        for number, line in enumerate(read_list(report, 'list of labels', path, fix), 1):
+            name, _, label = line.strip().rpartition(' ')
+            if not name or not label.isdigit():
+                wrong.append(f'line {number}: {line!r}')
+            elif name in labels:
+                doubled.append(f'line {number}: {name}')
+            else:
+                labels[name] = int(label)
+        report.add('list', f'lines of {path} are no path and label', wrong, fix)
+        report.add('doubled', f'images stand twice in {path}', doubled, fix)
+        return labels
+
+    def _check_labels(self, report: Report, labels: dict[str, int]) -> None:
+        fix = self.fix.annotations
+        if self.num_classes is not None and labels:
+            strange = [f'{n}: {label}' for n, label in labels.items() if label >= self.num_classes]
+            what = f'labels are not within 0 to {self.num_classes - 1}'
+            report.add('label-values', what, strange, fix)
+            absent = sorted(set(range(self.num_classes)) - set(labels.values()))
+            report.add('empty-class', 'labels occur nowhere', absent, fix)
+        by_folder = defaultdict(set)
+        for name, label in labels.items():
+            if '/' in name:
+                by_folder[name.split('/')[0]].add(label)
+        mixed = [f'{name}: {sorted(some)}' for name, some in by_folder.items() if len(some) > 1]
+        # Elsewhere than in ImageNet folders need not be classes.
+        fix_mixed = fix if self.wordnet_order else ''
+        report.add('label-values', 'folders have images of several labels', mixed, fix_mixed)
+        if self.wordnet_order and not mixed:
+            wrong = [
+                f'{name}: {min(by_folder[name])}, expected {index}'
+                for index, name in enumerate(sorted(by_folder))
+                if by_folder[name] != {index}
+            ]
+            what = 'folders have another label than their position in the order of names'
+            report.add('class-order', what, wrong, fix)
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Lists the folders that MMPretrain takes for classes, hidden ones too, in its order."""
+    """Return the folders that MMPretrain takes for classes, hidden ones too, in its order."""
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-
-
-def _check_folders(
-    part: ClassificationPart, files: dict[str, int], images: list[str], loose: list[str]
-) -> Iterator[Finding]:
-    folders = class_folders(part.image_dir)
-    filled = {name.split('/')[0] for name in images if '/' in name}
-    archives = [name for name in files if '/' not in name and name.endswith('.tar')]
-    mend = unpack_classes(part.image_dir)
-    yield from found(part.name, 'packed', 'classes are not unpacked', mend, archives)
-    what = 'images lie in no folder of a class: they are not read'
-    mend = 'move them into the folder of their class'
-    yield from found(part.name, 'loose-image', what, mend, loose)
-    hidden = [name for name in folders if name.startswith(('.', '__'))]
-    quoted = ' '.join(shlex.quote(str(part.image_dir / name)) for name in hidden)
-    what = 'folders of other programs count as classes'
-    yield from found(part.name, 'strange-folder', what, f'rm -r {quoted}', hidden)
-    classes = [name for name in folders if name not in hidden]
-    empty = [name for name in classes if name not in filled]
-    what = 'folders of classes hold no images'
-    mend = '' if part.may_be_empty else part.mending.images
-    yield from found(part.name, 'empty-class', what, mend, empty, note=part.may_be_empty)
-    if part.num_classes is not None and len(classes) != part.num_classes:
-        what = f'{len(classes)} folders of classes are there, {part.num_classes} are expected'
-        yield Finding(part.name, 'classes', what, part.mending.images)
-    yield from _check_order(part, classes)
-
-
-def _check_order(part: ClassificationPart, classes: list[str]) -> Iterator[Finding]:
-    """Labels count the sorted folders, whatever order a config gives their names."""
-    if part.classes is None or set(classes) != set(part.classes):
-        return
-    pairs = zip(classes, part.classes, strict=False)
-    wrong = [f'folder {have}, class {want}' for have, want in pairs if have != want]
-    mend = f'say metainfo=dict(classes={tuple(classes)!r}) in the config'
-    yield from found(part.name, 'class-order', 'classes stand in another order', mend, wrong)
-
-
-def _read_labels(part: ClassificationPart) -> Generator[Finding, None, dict[str, int]]:
-    """Returns the labels of the list by the names of the images."""
-    path, mend = part.ann_file, part.mending.annotations
-    lines = yield from read_list(part.name, 'list of labels', path, mend)
-    labels: dict[str, int] = {}
-    wrong, doubled = [], []
-    for number, line in enumerate(lines, 1):
-        name, _, label = line.strip().rpartition(' ')
-        if not name or not label.isdigit():
-            wrong.append(f'line {number}: {line!r}')
-        elif name in labels:
-            doubled.append(f'line {number}: {name}')
-        else:
-            labels[name] = int(label)
-    what = f'lines of {path} are no path and label'
-    yield from found(part.name, 'list', what, mend, wrong)
-    yield from found(part.name, 'doubled', f'images stand twice in {path}', mend, doubled)
-    return labels
-
-
-def _check_list(
-    part: ClassificationPart, labels: dict[str, int], files: dict[str, int]
-) -> Iterator[Finding]:
-    missing = [n for n in labels if n not in files and not (part.image_dir / n).is_file()]
-    mend = part.mending.images
-    flat = all('/' not in name for name in labels)
-    if missing and flat and class_folders(part.image_dir):
-        # The list is for images in one folder; without it the folders tell the classes.
-        path = shlex.quote(str(part.ann_file))
-        mend = f'mv {path} {path}.unused'
-    what = f'images listed in {part.ann_file} are missing'
-    yield from found(part.name, 'missing-image', what, mend, missing)
-    spare = [n for n in files if n.lower().endswith(part.suffixes) and n not in labels]
-    what = f'images are not listed in {part.ann_file}'
-    if labels and len(missing) < len(labels):
-        yield from found(part.name, 'unlisted-image', what, part.mending.annotations, spare)
-    yield from _check_label_values(part, labels)
-
-
-def _check_label_values(part: ClassificationPart, labels: dict[str, int]) -> Iterator[Finding]:
-    mend = part.mending.annotations
-    if part.num_classes is not None and labels:
-        strange = [f'{n}: {label}' for n, label in labels.items() if label >= part.num_classes]
-        what = f'labels are not within 0 to {part.num_classes - 1}'
-        yield from found(part.name, 'label-values', what, mend, strange)
-        absent = sorted(set(range(part.num_classes)) - set(labels.values()))
-        yield from found(part.name, 'empty-class', 'labels occur nowhere', mend, absent)
-    by_folder = defaultdict(set)
-    for name, label in labels.items():
-        if '/' in name:
-            by_folder[name.split('/')[0]].add(label)
-    mixed = [
-        f'{folder}: {sorted(several)}' for folder, several in by_folder.items() if len(several) > 1
-    ]
-    what = 'folders have images of several labels'
-    yield from found(part.name, 'label-values', what, mend, mixed, note=not part.wordnet_order)
-    if part.wordnet_order and not mixed:
-        wrong = [
-            f'{folder}: {min(by_folder[folder])}, expected {index}'
-            for index, folder in enumerate(sorted(by_folder))
-            if by_folder[folder] != {index}
-        ]
-        what = 'folders have another label than their place in the order of names'
-        yield from found(part.name, 'class-order', what, mend, wrong)

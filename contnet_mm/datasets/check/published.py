@@ -1,30 +1,20 @@
-"""The layouts that the libraries' own configs read, and those of the demo data."""
+"""The layouts of the published data sets and of the demo data."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from .fixes import (
-    cityscapes_mending,
-    coco_mending,
-    demo_mending,
-    demo_settings,
-    imagenet_mending,
-)
-from .library import library_classes
-from .parts import ClassificationPart, DetectionPart, Part, SegmentationPart
+from .fixes import NUM_IMAGES, find_demo
+from .from_config import make_part
+from .parts import Part
 
-KINDS = ('coco', 'cityscapes', 'imagenet')
-COCO_IMAGES = {'train2017': 118287, 'val2017': 5000}
-CITYSCAPES_IMAGES = {'train': 2975, 'val': 500}
-CITYSCAPES_CLASSES = 19
-IMAGENET_IMAGES = {'train': 1281167, 'val': 50000}
-IMAGENET_CLASSES = 1000
+KINDS = tuple(NUM_IMAGES)
 DEMO_CLASSES = tuple('0123456789')
 
 
 def parts_of_folder(kind: str, root: str | Path) -> list[Part]:
-    """Says what a folder should hold.
+    """Return what a folder should hold.
 
     The demo data is known by its settings.json, and has counts and names of its own.
 
@@ -40,87 +30,51 @@ def parts_of_folder(kind: str, root: str | Path) -> list[Part]:
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f'{root} is no folder; name the one that holds the data set')
-    demo = demo_settings(root)
-    makers = {'coco': _coco, 'cityscapes': _cityscapes, 'imagenet': _imagenet}
-    return makers[kind](root, demo)
-
-
-def _coco(root: Path, demo: tuple[Path, dict] | None) -> list[Part]:
-    if demo:
-        counts = demo_counts(demo[1])
-        classes, note = DEMO_CLASSES, ''
-    else:
-        counts = COCO_IMAGES
-        classes, note = library_classes('mmdet', 'CocoDataset')
-    return [
-        DetectionPart(
-            name=name,
-            image_dir=root / name,
-            ann_file=root / 'annotations' / f'instances_{name}.json',
-            mending=demo_mending(*demo) if demo else coco_mending(root, name),
-            classes=classes,
-            classes_note=note,
-            num_images=count,
-        )
-        for name, count in counts.items()
-    ]
-
-
-def _cityscapes(root: Path, demo: tuple[Path, dict] | None) -> list[Part]:
-    counts = demo_counts(demo[1]) if demo else CITYSCAPES_IMAGES
-    mending = demo_mending(*demo) if demo else cityscapes_mending(root)
-    classes, note = library_classes('mmdet', 'CityscapesDataset')
-    parts: list[Part] = []
-    for name, count in counts.items():
-        images = root / 'leftImg8bit' / name
-        parts.append(
-            SegmentationPart(
-                name=f'{name} (semantic)',
-                image_dir=images,
-                label_dir=root / 'gtFine' / name,
-                num_classes=CITYSCAPES_CLASSES,
-                mending=mending,
-                num_images=count,
-            )
-        )
-        parts.append(
-            DetectionPart(
-                name=f'{name} (instances)',
-                image_dir=images,
-                ann_file=root / 'annotations' / f'instancesonly_filtered_gtFine_{name}.json',
-                mending=mending,
-                classes=classes,
-                classes_note=note,
-                num_images=count,
-                instance_maps=name == 'val',
-            )
-        )
+    names, shared = NUM_IMAGES[kind], {'data_root': root}
+    if find_demo(root):
+        names = ('train', 'val')
+        if kind != 'cityscapes':  # whose evaluator knows its own classes only
+            shared['metainfo'] = {'classes': DEMO_CLASSES}
+    parts = []
+    for name in names:
+        metric = [{'type': 'CityScapesMetric'}] if (kind, name) == ('cityscapes', 'val') else []
+        for title, dataset in _datasets(kind, name):
+            parts.append(make_part(title, {**shared, **dataset}, evaluators=metric))
     return parts
 
 
-def _imagenet(root: Path, demo: tuple[Path, dict] | None) -> list[Part]:
-    return [
-        ClassificationPart(
-            name=name,
-            image_dir=root / name,
-            mending=demo_mending(*demo) if demo else imagenet_mending(root, name),
-            ann_file=None if demo else listed_labels(root, name),
-            num_classes=len(DEMO_CLASSES) if demo else IMAGENET_CLASSES,
-            classes=DEMO_CLASSES if demo else None,
-            num_images=None if demo else count,
-            may_be_empty=bool(demo),
-            wordnet_order=not demo,
+def _datasets(kind: str, name: str) -> Iterator[tuple[str, dict]]:
+    """Yield what the libraries' configs say of a part, and what to call it."""
+    masks = [{'type': 'LoadAnnotations', 'with_mask': True}]
+    if kind == 'coco':
+        yield (
+            name,
+            {
+                'type': 'mmdet.CocoDataset',
+                'ann_file': f'annotations/instances_{name}.json',
+                'data_prefix': {'img': name},
+                'pipeline': masks,
+            },
         )
-        for name, count in IMAGENET_IMAGES.items()
-    ]
-
-
-def listed_labels(root: Path, name: str) -> Path | None:
-    """Returns the list of labels that MMPretrain's ImageNet class reads where there is one."""
-    path = root / 'meta' / f'{name}.txt'
-    return path if path.exists() else None
-
-
-def demo_counts(settings: dict) -> dict[str, int]:
-    """Returns the number of images in the parts of the demo data."""
-    return {'train': settings.get('num_train'), 'val': settings.get('num_val')}
+    elif kind == 'cityscapes':
+        yield (
+            f'{name} (semantic)',
+            {
+                'type': 'mmseg.CityscapesDataset',
+                'data_prefix': {
+                    'img_path': f'leftImg8bit/{name}',
+                    'seg_map_path': f'gtFine/{name}',
+                },
+            },
+        )
+        yield (
+            f'{name} (instances)',
+            {
+                'type': 'mmdet.CityscapesDataset',
+                'ann_file': f'annotations/instancesonly_filtered_gtFine_{name}.json',
+                'data_prefix': {'img': f'leftImg8bit/{name}'},
+                'pipeline': masks,
+            },
+        )
+    else:
+        yield name, {'type': 'mmpretrain.ImageNet', 'split': name}

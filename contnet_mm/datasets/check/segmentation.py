@@ -2,131 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from .files import (
-    Examined,
-    Progress,
-    colour_notes,
-    examine,
-    file_findings,
-    list_files,
-    read_list,
-)
-from .findings import Finding, found
-from .parts import SegmentationPart
+from .files import ImageInfo, list_files, note_colours, open_images, read_list
+from .issues import Report
+from .parts import Part
 
 # Cityscapes counts its labels to 33; 19 of them are trained on, under numbers of their own.
 LAST_LABEL_ID = 33
 LABEL_MODES = ('1', 'L', 'P', 'I', 'I;16')
 
 
-def check_segmentation(
-    part: SegmentationPart, every: bool, progress: Progress
-) -> Iterator[Finding]:
-    """Yields what is wrong with a part.
+@dataclass(frozen=True, kw_only=True)
+class SegmentationPart(Part):
+    """Images with label images beside them, as MMSegmentation's BaseSegDataset reads them.
+
+    ``ann_file`` is a text file with one name without suffix per line; without it all images
+    are read.
 
     Args:
-        part: What is expected.
-        every: Whether to open every image, not a sample.
-        progress: Shows how far it is.
+        label_dir: Folder of the label images, with the same folders inside.
+        num_classes: Labels 0 to num_classes - 1 are allowed, and ``ignored``; None: any.
+        image_suffix: End of an image's name.
+        label_suffix: What stands there in the name of its labels.
+        ignored: Label of pixels that do not count.
     """
-    layout = {part.image_dir: part.mending.images, part.label_dir: part.mending.ground_truth}
-    for folder, mend in layout.items():
-        if not folder.is_dir():
-            yield from found(part.name, 'layout', 'folder is missing', mend, [folder])
-    images, labels = list_files(part.image_dir), list_files(part.label_dir)
-    stems = yield from _list_stems(part, images)
-    if part.num_images is not None and len(stems) != part.num_images:
-        what = f'{len(stems)} images are in {part.image_dir}, {part.num_images} are expected'
-        yield Finding(part.name, 'count', what, part.mending.images)
-    yield from _check_pairs(part, stems, images, labels)
-    both = [
-        stem
-        for stem in stems
-        if stem + part.image_suffix in images and stem + part.label_suffix in labels
-    ]
-    names = [stem + part.image_suffix for stem in both]
-    text = f'{part.name}: images'
-    pictures = examine(part.image_dir, images, names, every, progress, text)
-    yield from file_findings(part.name, 'images', pictures, part.mending.images)
-    yield from colour_notes(part.name, pictures)
-    names = [stem + part.label_suffix for stem in both]
-    text = f'{part.name}: labels'
-    maps = examine(part.label_dir, labels, names, every, progress, text, values=True)
-    yield from file_findings(part.name, 'label images', maps, part.mending.labels)
-    yield from _check_labels(part, maps)
-    yield from _check_sizes(part, pictures, maps)
 
+    label_dir: Path
+    num_classes: int | None
+    image_suffix: str
+    label_suffix: str
+    ignored: int = 255
 
-def _list_stems(
-    part: SegmentationPart, images: dict[str, int]
-) -> Generator[Finding, None, list[str]]:
-    """Returns the names without suffix of the images that are read."""
-    end = len(part.image_suffix)
-    if part.ann_file is None:
-        return [name[:-end] for name in images if name.endswith(part.image_suffix)]
-    mend = part.mending.annotations
-    lines = yield from read_list(part.name, 'list of names', part.ann_file, mend)
-    stems = [line.strip() for line in lines if line.strip()]
-    missing = [stem for stem in stems if stem + part.image_suffix not in images]
-    what = 'listed images are missing'
-    yield from found(part.name, 'missing-image', what, part.mending.images, missing)
-    return stems
+    def check(self, report: Report) -> None:
+        """Add all that is wrong to a report."""
+        fix = self.fix
+        for folder, command in ((self.image_dir, fix.images), (self.label_dir, fix.ground_truth)):
+            report.add('layout', 'folder is missing', [] if folder.is_dir() else [folder], command)
+        files, label_files = list_files(self.image_dir), list_files(self.label_dir)
+        # Names of images and of their labels.
+        stems = self._stems(report, files)
+        pairs = {stem + self.image_suffix: stem + self.label_suffix for stem in stems}
+        what = f'images are in {self.image_dir}'
+        report.compare('count', what, len(stems), self.num_images, fix.images)
+        missing = [label for label in pairs.values() if label not in label_files]
+        what = f'images have no label image in {self.label_dir}'
+        report.add('missing-label', what, missing, fix.labels)
+        report.add(
+            'missing-image',
+            'label images have no image',
+            [
+                name
+                for name in label_files
+                if name.endswith(self.label_suffix)
+                and name.removesuffix(self.label_suffix) + self.image_suffix not in files
+            ],
+            fix.images,
+        )
+        pairs = {
+            name: label for name, label in pairs.items() if name in files and label in label_files
+        }
+        images = open_images(report, 'images', self.image_dir, list(pairs), files, fix.images)
+        note_colours(report, images)
+        names, what = list(pairs.values()), 'label images'
+        labels = open_images(
+            report, what, self.label_dir, names, label_files, fix.labels, values=True
+        )
+        self._check_labels(report, labels)
+        wrong = [
+            f'{name}: {image.size}, its labels {labels[pairs[name]].size}'
+            for name, image in images.items()
+            if pairs[name] in labels and labels[pairs[name]].size != image.size
+        ]
+        report.add('size', 'images and their labels differ in height and width', wrong, fix.labels)
 
+    def _stems(self, report: Report, files: dict[str, int]) -> list[str]:
+        """Return the names without suffix of the images that are read."""
+        suffix = self.image_suffix
+        if self.ann_file is None:
+            return [name.removesuffix(suffix) for name in files if name.endswith(suffix)]
+        lines = read_list(report, 'list of names', self.ann_file, self.fix.annotations)
+        stems = [line.strip() for line in lines if line.strip()]
+        missing = [stem for stem in stems if stem + suffix not in files]
+        report.add('missing-image', 'listed images are missing', missing, self.fix.images)
+        return stems
 
-def _check_pairs(
-    part: SegmentationPart, stems: list[str], images: dict[str, int], labels: dict[str, int]
-) -> Iterator[Finding]:
-    missing = [f'{s}{part.label_suffix}' for s in stems if s + part.label_suffix not in labels]
-    what = f'images have no label image in {part.label_dir}'
-    yield from found(part.name, 'missing-label', what, part.mending.labels, missing)
-    end = len(part.label_suffix)
-    spare = [
-        name
-        for name in labels
-        if name.endswith(part.label_suffix) and name[:-end] + part.image_suffix not in images
-    ]
-    what = 'label images have no image'
-    yield from found(part.name, 'missing-image', what, part.mending.images, spare)
-
-
-def _check_labels(part: SegmentationPart, maps: Examined) -> Iterator[Finding]:
-    mend = part.mending.labels
-    colours = [f'{n}: {m.mode}' for n, m in maps.images.items() if m.mode not in LABEL_MODES]
-    what = 'label images are pictures in colour, not one number per pixel'
-    yield from found(part.name, 'label-mode', what, mend, colours)
-    if part.num_classes is None:
-        what = 'label values are not checked: the data set names no classes'
-        yield Finding(part.name, 'label-values', what, note=True)
-        return
-    allowed = {*range(part.num_classes), part.ignored}
-    strange = {
-        name: sorted(image.values - allowed)
-        for name, image in maps.images.items()
-        if image.mode in LABEL_MODES and image.values - allowed
-    }
-    present = {value for values in strange.values() for value in values}
-    what = (
-        f'label images hold values other than 0 to {part.num_classes - 1} and {part.ignored} '
-        f'({", ".join(map(str, sorted(present)))})'
-    )
-    if present and present <= set(range(LAST_LABEL_ID + 1)):
-        if part.label_suffix.endswith('labelTrainIds.png'):
-            what += ': they hold labelIds where labelTrainIds belong'
-        elif part.label_suffix.endswith('labelIds.png'):
-            what += ': labelTrainIds are to be read'
-            mend = f"say seg_map_suffix='_gtFine_labelTrainIds.png'; they are made by: {mend}"
-    examples = [f'{name}: {values}' for name, values in strange.items()]
-    yield from found(part.name, 'label-values', what, mend, examples)
-
-
-def _check_sizes(part: SegmentationPart, pictures: Examined, maps: Examined) -> Iterator[Finding]:
-    wrong = []
-    end = len(part.image_suffix)
-    for name, image in pictures.images.items():
-        label = maps.images.get(name[:-end] + part.label_suffix)
-        if label is not None and label.size != image.size:
-            wrong.append(f'{name}: {image.size}, its labels {label.size}')
-    what = 'images and their labels differ in height and width'
-    yield from found(part.name, 'size', what, part.mending.labels, wrong)
+    def _check_labels(self, report: Report, labels: dict[str, ImageInfo]) -> None:
+        fix = self.fix.labels
+        colours = [f'{n}: {i.mode}' for n, i in labels.items() if i.mode not in LABEL_MODES]
+        what = 'label images are pictures in colour, not one number per pixel'
+        report.add('label-mode', what, colours, fix)
+        if self.num_classes is None:
+            what = 'label values are not checked: the data set names no classes'
+            report.add_one('label-values', what)
+            return
+        allowed = {*range(self.num_classes), self.ignored}
+        strange = {
+            name: sorted(image.values - allowed)
+            for name, image in labels.items()
+            if image.mode in LABEL_MODES and image.values - allowed
+        }
+        present = {value for values in strange.values() for value in values}
+        what = (
+            f'label images hold values other than 0 to {self.num_classes - 1} and {self.ignored} '
+            f'({", ".join(map(str, sorted(present)))})'
+        )
+        if present <= set(range(LAST_LABEL_ID + 1)):
+            if self.label_suffix.endswith('labelTrainIds.png'):
+                what += ': they hold labelIds where labelTrainIds belong'
+            elif self.label_suffix.endswith('labelIds.png'):
+                what += ': labelTrainIds are to be read'
+                fix = f"say seg_map_suffix='_gtFine_labelTrainIds.png'; they are made by: {fix}"
+        examples = [f'{name}: {values}' for name, values in strange.items()]
+        report.add('label-values', what, examples, fix)

@@ -1,0 +1,82 @@
+"""The issues of a data set, and the report that collects them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+# Takes what is gone through and what it is called; gives the same things again.
+Progress = Callable[[Iterable, str], Iterable]
+NUM_EXAMPLES = 3
+
+
+def no_progress(items: Iterable, text: str) -> Iterable:
+    """Return the items and show nothing."""
+    return items
+
+
+@dataclass(frozen=True)
+class DatasetIssue:
+    """One kind of damage in one part of a data set, however many files it is in.
+
+    Args:
+        part: The part, such as 'train'.
+        check: Short name of the check.
+        what: What is wrong and what it leads to.
+        fix: The command or change that puts it right; empty for a note, which is worth knowing
+            but asks for nothing.
+        examples: The first few files or entries at fault.
+        count: How many there are.
+    """
+
+    part: str
+    check: str
+    what: str
+    fix: str = ''
+    examples: tuple[str, ...] = ()
+    count: int = 1
+
+    @property
+    def is_note(self) -> bool:
+        """Whether nothing is to be fixed."""
+        return not self.fix
+
+
+@dataclass
+class Report:
+    """Collects the issues of one part while it is checked.
+
+    Args:
+        part: The part, such as 'train'.
+        all_images: Whether to open every image, not a sample.
+        progress: Shows how far it is.
+        issues: What has been found so far.
+    """
+
+    part: str
+    all_images: bool
+    progress: Progress
+    issues: list[DatasetIssue] = field(default_factory=list)
+
+    def add(self, check: str, what: str, faulty: Iterable[object], fix: str = '') -> None:
+        """Add one issue for all that is faulty; none where nothing is.
+
+        Args:
+            check: Short name of the check.
+            what: What is wrong, such as 'images are missing'.
+            faulty: Files or entries at fault.
+            fix: The command or change that puts it right; empty for a note.
+        """
+        faulty = [str(item) for item in faulty]
+        if faulty:
+            examples = tuple(faulty[:NUM_EXAMPLES])
+            self.issues.append(DatasetIssue(self.part, check, what, fix, examples, len(faulty)))
+
+    def add_one(self, check: str, what: str, fix: str = '') -> None:
+        """Add an issue that is not about single files or entries."""
+        self.issues.append(DatasetIssue(self.part, check, what, fix))
+
+    def compare(self, check: str, what: str, number: int, expected: int | None, fix: str) -> None:
+        """Add an issue if a number is known and another one was found."""
+        if expected is not None and number != expected:
+            self.add_one(check, f'{number} {what}, {expected} are expected', fix)
