@@ -1,32 +1,42 @@
-"""Makes the demo data: handwritten digits on photographs, as COCO, Cityscapes and ImageNet."""
+"""Make the demo data: handwritten digits on photographs, as COCO, Cityscapes and ImageNet."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
 
 from contnet_mm.datasets.demo import DemoOptions, make_demo_data
 
+# What each field of DemoOptions is, and the names of its values where there are two.
+HELP = {
+    'num_train': ('images', None),
+    'num_val': ('held-out images', None),
+    'size': ('of each image in pixels', ('HEIGHT', 'WIDTH')),
+    'digits': ('digits per image', ('FEWEST', 'MOST')),
+    'digit_height': ('in pixels', ('SMALLEST', 'LARGEST')),
+    'seed': ('equal seed, equal files', None),
+}
+
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
-    defaults = DemoOptions()
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument('--out', type=Path, default=Path('data/demo'), help='folder to make')
-    parser.add_argument('--num-train', type=int, default=defaults.num_train, help='images')
-    parser.add_argument('--num-val', type=int, default=defaults.num_val, help='held-out images')
-    pairs = {
-        '--size': (defaults.size, ('HEIGHT', 'WIDTH'), 'of each image in pixels'),
-        '--digits': (defaults.digits, ('FEWEST', 'MOST'), 'digits per image'),
-        '--digit-height': (defaults.digit_height, ('SMALLEST', 'LARGEST'), 'in pixels'),
-    }
-    for name, (default, metavar, text) in pairs.items():
-        parser.add_argument(name, type=int, nargs=2, default=default, metavar=metavar, help=text)
-    parser.add_argument('--seed', type=int, default=defaults.seed, help='equal seed, equal files')
+    for field in fields(DemoOptions):
+        text, metavar = HELP[field.name]
+        parser.add_argument(
+            '--' + field.name.replace('_', '-'),
+            type=int,
+            nargs=metavar and 2,
+            default=field.default,
+            metavar=metavar,
+            help=text,
+        )
     parser.add_argument(
         '--overwrite', action='store_true', help='replace a data set, whatever its settings'
     )
@@ -34,25 +44,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Makes the data set, or says that it is there already."""
+    """Make the data set, or say that it is there already."""
     parser = make_parser()
-    args = parser.parse_args()
+    args = vars(parser.parse_args())
+    out, overwrite = args.pop('out'), args.pop('overwrite')
     try:
-        options = DemoOptions(
-            num_train=args.num_train,
-            num_val=args.num_val,
-            size=tuple(args.size),
-            digits=tuple(args.digits),
-            digit_height=tuple(args.digit_height),
-            seed=args.seed,
-        )
-        num_images = options.num_train + options.num_val
+        options = DemoOptions(**args)
         # disable=None: no bar where nobody watches, as in a log file.
-        with tqdm(total=num_images, unit='image', disable=None) as bar:
-            made = make_demo_data(args.out, options, args.overwrite, on_image=bar.update)
+        total = options.num_train + options.num_val
+        with tqdm(total=total, unit='image', disable=None) as bar:
+            made = make_demo_data(out, options, overwrite, on_image=bar.update)
     except ValueError as error:
         parser.error(str(error))
-    print(f'{args.out}: ' + ('made' if made else 'already there with these settings'))
+    print(f'{out}: ' + ('made' if made else 'already there with these settings'))
 
 
 if __name__ == '__main__':

@@ -85,19 +85,9 @@ def test_the_command_for_the_demo_makes_it_with_its_settings(demo):
     start, arguments = command.split(' make_demo_data ')
     assert start == 'python -m contnet_mm'
     parse = runpy.run_path(str(ROOT / 'tools/make_demo_data.py'))['make_parser']().parse_args
-    args = parse(shlex.split(arguments))
-    assert args.out == demo and args.overwrite
-    assert (
-        DemoOptions(
-            num_train=args.num_train,
-            num_val=args.num_val,
-            size=tuple(args.size),
-            digits=tuple(args.digits),
-            digit_height=tuple(args.digit_height),
-            seed=args.seed,
-        )
-        == OPTIONS
-    )
+    args = vars(parse(shlex.split(arguments)))
+    assert args.pop('out') == demo and args.pop('overwrite')
+    assert DemoOptions(**args) == OPTIONS
 
 
 def test_the_index_for_mim_names_the_three_data_sets():

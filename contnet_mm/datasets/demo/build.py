@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from .cityscapes import CityscapesWriter
@@ -24,9 +25,9 @@ def make_demo_data(
     out: str | Path,
     options: DemoOptions,
     overwrite: bool = False,
-    on_image: Callable[[], None] | None = None,
+    on_image: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Makes the data set in COCO's, Cityscapes' and ImageNet's layout.
+    """Make the data set in COCO's, Cityscapes' and ImageNet's layout.
 
     Everything is made in a hidden folder beside ``out`` and renamed when complete.
 
@@ -45,8 +46,10 @@ def make_demo_data(
         ValueError: If ``out`` holds something else, or another data set and not ``overwrite``.
     """
     out = Path(out).resolve()
-    settings = describe_settings(options)
-    if _is_kept(out, settings, overwrite):
+    # All that decides on the content of the files; as text, where tuples are lists.
+    content = {'generator': GENERATOR, 'version': VERSION, 'photographs': list(find_photographs())}
+    settings = json.dumps(content | asdict(options), sort_keys=True) + '\n'
+    if _is_kept(out, json.loads(settings), overwrite):
         return False
     unfinished, replaced = (
         out.with_name(f'.{out.name}.{state}') for state in ('unfinished', 'replaced')
@@ -55,7 +58,7 @@ def make_demo_data(
         shutil.rmtree(left_over, ignore_errors=True)
     try:
         _write_all(unfinished, options, on_image)
-        _write_json(unfinished / SETTINGS_NAME, settings)
+        (unfinished / SETTINGS_NAME).write_text(settings)
         if out.exists():
             out.rename(replaced)
         unfinished.rename(out)
@@ -65,24 +68,22 @@ def make_demo_data(
     return True
 
 
-def describe_settings(options: DemoOptions) -> dict:
-    """Returns all that decides on the content of the files."""
-    return {
-        'generator': GENERATOR,
-        'version': VERSION,
-        'photographs': list(find_photographs()),
-        **options.as_settings(),
-    }
-
-
 def _is_kept(out: Path, settings: dict, overwrite: bool) -> bool:
+    """Tell whether a data set stays; refuse folders that hold anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    present = _read_settings(out)
-    keys = sorted(settings.keys() | present.keys())
+    try:
+        present = json.loads((out / SETTINGS_NAME).read_text())
+    except (OSError, ValueError):
+        present = None
+    if not isinstance(present, dict) or present.get('generator') != GENERATOR:
+        raise ValueError(
+            f'{out} exists and is no demo data set (no valid {SETTINGS_NAME} in it): '
+            'it is left as it is, choose another folder'
+        )
     differences = [
         f'{key} is {present.get(key)}, asked for {settings.get(key)}'
-        for key in keys
+        for key in sorted(settings.keys() | present.keys())
         if present.get(key) != settings.get(key)
     ]
     if differences and not overwrite:
@@ -93,34 +94,16 @@ def _is_kept(out: Path, settings: dict, overwrite: bool) -> bool:
     return not (differences or overwrite)
 
 
-def _read_settings(out: Path) -> dict:
-    """Reads the settings of a data set, refusing folders that hold anything else."""
-    try:
-        present = json.loads((out / SETTINGS_NAME).read_text())
-    except (OSError, ValueError):
-        present = None
-    if not isinstance(present, dict) or present.get('generator') != GENERATOR:
-        raise ValueError(
-            f'{out} exists and is no demo data set (no valid {SETTINGS_NAME} in it): '
-            'it is left as it is, choose another folder'
-        )
-    return present
-
-
-def _write_all(root: Path, options: DemoOptions, on_image: Callable[[], None] | None) -> None:
+def _write_all(root: Path, options: DemoOptions, on_image: Callable[[], object]) -> None:
     maker = SceneMaker(options)
     for part in PARTS:
-        annotators = (CocoWriter(root / 'coco', part), CityscapesWriter(root / 'cityscapes', part))
-        writers = (*annotators, ImageNetWriter(root / 'imagenet', part))
+        coco = CocoWriter(root / 'coco', part)
+        cityscapes = CityscapesWriter(root / 'cityscapes', part)
+        imagenet = ImageNetWriter(root / 'imagenet', part)
         for index in range(options.num_images(part)):
             scene = maker.make(part, index)
-            for writer in writers:
+            for writer in (coco, cityscapes, imagenet):
                 writer.add(scene)
-            if on_image is not None:
-                on_image()
-        for annotator in annotators:
-            _write_json(*annotator.content())
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, sort_keys=True) + '\n')
+            on_image()
+        coco.annotations.write()
+        cityscapes.annotations.write()

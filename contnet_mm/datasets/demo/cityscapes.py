@@ -8,31 +8,22 @@ photograph is one more stuff class (see ``PHOTOGRAPHS`` in sources.py).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 from cityscapesscripts.helpers.labels import id2label, labels, name2label
-from PIL import Image
 
-from .coco import describe_mask
+from .coco import CocoFile
+from .imagenet import save_png
 from .scenes import Scene
 from .sources import PHOTOGRAPHS
 
 CITY = 'demo'
 # Cityscapes label that stands for each digit, 0 to 9.
-DIGIT_LABELS = (
-    'person',
-    'rider',
-    'car',
-    'truck',
-    'bus',
-    'train',
-    'motorcycle',
-    'bicycle',
-    'traffic light',
-    'traffic sign',
-)
+DIGIT_LABELS = ['person', 'rider', 'car', 'truck', 'bus', 'train', 'motorcycle', 'bicycle']
+DIGIT_LABELS += ['traffic light', 'traffic sign']
 # As mmdet's converter selects and orders them.
 CATEGORIES = [
     {'id': label.id, 'name': label.name}
@@ -44,23 +35,22 @@ INSTANCES_PER_LABEL = 1000
 
 
 def label_maps(scene: Scene) -> dict[str, np.ndarray]:
-    """Paints the three label images of a scene.
+    """Paint the three label images of a scene.
 
     Returns:
         ``labelIds`` and ``labelTrainIds``, [height, width] uint8, and ``instanceIds``, uint16.
     """
-    ground = name2label[PHOTOGRAPHS[scene.photograph]].id
-    label_ids = np.full(scene.image.shape[:2], ground, np.uint8)
+    background = name2label[PHOTOGRAPHS[scene.photograph]].id
+    label_ids = np.full(scene.image.shape[:2], background, np.uint8)
     instance_ids = label_ids.astype(np.uint16)
-    counts: dict[int, int] = {}
+    counts: Counter[int] = Counter()
     for digit in scene.digits:
         label = name2label[DIGIT_LABELS[digit.label]]
-        label_ids[digit.visible] = label.id
-        instance_ids[digit.visible] = label.id
+        label_ids[digit.visible] = instance_ids[digit.visible] = label.id
         if label.hasInstances:
-            number = counts.get(label.id, 0)
-            instance_ids[digit.visible] = label.id * INSTANCES_PER_LABEL + number
-            counts[label.id] = number + 1
+            number = label.id * INSTANCES_PER_LABEL + counts[label.id]
+            instance_ids[digit.visible] = number
+            counts[label.id] += 1
     train_ids = np.full(256, 255, np.uint8)
     for label_id in np.unique(label_ids):
         train_ids[label_id] = id2label[label_id].trainId
@@ -72,7 +62,7 @@ def label_maps(scene: Scene) -> dict[str, np.ndarray]:
 
 
 def trace_polygon(shape: np.ndarray) -> list[list[int]]:
-    """Traces a one-piece shape as a single polygon.
+    """Trace a one-piece shape as a single polygon.
 
     Cityscapes' polygons have no holes: each hole is joined to the outline by a bridge of no
     width where they come nearest, so that filling the polygon leaves the hole open.
@@ -104,7 +94,7 @@ def trace_polygon(shape: np.ndarray) -> list[list[int]]:
 
 
 def describe_polygons(scene: Scene) -> dict:
-    """Describes a scene as Cityscapes' polygon files do: objects from back to front."""
+    """Describe a scene as Cityscapes' polygon files do: objects from back to front."""
     height, width = scene.image.shape[:2]
     frame = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
     objects = [{'label': PHOTOGRAPHS[scene.photograph], 'polygon': frame}]
@@ -115,7 +105,7 @@ def describe_polygons(scene: Scene) -> dict:
 
 
 class CityscapesWriter:
-    """Writes the files of one part as they come and mmdet's annotations at the end.
+    """Writes the files of one part as they come and collects mmdet's annotations.
 
     Args:
         root: Folder of the Cityscapes data set.
@@ -125,54 +115,24 @@ class CityscapesWriter:
     def __init__(self, root: Path, part: str) -> None:
         self.image_dir = root / 'leftImg8bit' / part / CITY
         self.label_dir = root / 'gtFine' / part / CITY
-        self.annotation_path = root / 'annotations' / f'instancesonly_filtered_gtFine_{part}.json'
-        self.images: list[dict] = []
-        self.annotations: list[dict] = []
-        for folder in (self.image_dir, self.label_dir, self.annotation_path.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.image_dir.mkdir(parents=True)
+        self.label_dir.mkdir(parents=True)
+        path = root / 'annotations' / f'instancesonly_filtered_gtFine_{part}.json'
+        self.annotations = CocoFile(path, categories=CATEGORIES)
 
     def add(self, scene: Scene) -> None:
-        """Writes the files of the next image and remembers its instances."""
-        stem = f'{CITY}_000000_{len(self.images):06d}'
-        image_name = f'{stem}_leftImg8bit.png'
-        _save_png(scene.image, self.image_dir / image_name)
+        """Write the files of the next image and remember its instances."""
+        stem = f'{CITY}_000000_{len(self.annotations.images):06d}'
+        image_name, label_stem = f'{stem}_leftImg8bit.png', f'{stem}_gtFine'
+        save_png(scene.image, self.image_dir / image_name)
         maps = label_maps(scene)
         for kind, values in maps.items():
-            _save_png(values, self.label_dir / f'{stem}_gtFine_{kind}.png')
+            save_png(values, self.label_dir / f'{label_stem}_{kind}.png')
         polygons = json.dumps(describe_polygons(scene), sort_keys=True)
-        (self.label_dir / f'{stem}_gtFine_polygons.json').write_text(polygons)
-        self._remember(image_name, f'{stem}_gtFine_labelIds.png', maps['instanceIds'])
-
-    def _remember(self, image_name: str, label_name: str, instance_ids: np.ndarray) -> None:
-        # NOTE: numbers start at 1, not at 0 as in mmdet's converter: COCO's evaluator takes
-        # annotation 0 for "no match".
-        image = {
-            'id': len(self.images) + 1,
-            'file_name': f'{CITY}/{image_name}',
-            'segm_file': f'{CITY}/{label_name}',
-            'height': instance_ids.shape[0],
-            'width': instance_ids.shape[1],
-        }
-        self.images.append(image)
-        for instance_id in np.unique(instance_ids[instance_ids >= INSTANCES_PER_LABEL]):
-            annotation = describe_mask(instance_ids == instance_id)
-            annotation.update(
-                id=len(self.annotations) + 1,
-                image_id=image['id'],
-                category_id=int(instance_id) // INSTANCES_PER_LABEL,
-            )
-            self.annotations.append(annotation)
-
-    def content(self) -> tuple[Path, dict]:
-        """Returns the annotation file's path and content."""
-        content = {
-            'images': self.images,
-            'annotations': self.annotations,
-            'categories': CATEGORIES,
-        }
-        return self.annotation_path, content
-
-
-def _save_png(values: np.ndarray, path: Path) -> None:
-    # Compressing harder took a third of the time of making a data set.
-    Image.fromarray(values).save(path, compress_level=1)
+        (self.label_dir / f'{label_stem}_polygons.json').write_text(polygons)
+        label_file = f'{CITY}/{label_stem}_labelIds.png'
+        self.annotations.add_image(f'{CITY}/{image_name}', scene.image, segm_file=label_file)
+        instance_ids = maps['instanceIds']
+        for number in np.unique(instance_ids[instance_ids >= INSTANCES_PER_LABEL]):
+            label_id = int(number) // INSTANCES_PER_LABEL
+            self.annotations.add_instance(instance_ids == number, label_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ CATEGORIES = [
 
 
 def describe_mask(mask: np.ndarray) -> dict:
-    """Describes a mask as COCO does.
+    """Describe a mask as COCO does.
 
     Args:
         mask: Pixels of one instance, [height, width] bool.
@@ -35,8 +36,41 @@ def describe_mask(mask: np.ndarray) -> dict:
     }
 
 
+class CocoFile:
+    """Collects images and annotations for a COCO file.
+
+    Ids start at 1: COCO's evaluator takes annotation 0 for "no match".
+
+    Args:
+        path: The file; its folder is made.
+        content: What else it holds, such as the categories.
+    """
+
+    def __init__(self, path: Path, **content: object) -> None:
+        self.path = path
+        self.images: list[dict] = []
+        self.annotations: list[dict] = []
+        self.content = {**content, 'images': self.images, 'annotations': self.annotations}
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add_image(self, name: str, pixels: np.ndarray, **fields: object) -> None:
+        """Add the next image, pixels [height, width, ...]."""
+        height, width = pixels.shape[:2]
+        entry = {'id': len(self.images) + 1, 'file_name': name, 'height': height, 'width': width}
+        self.images.append({**entry, **fields})
+
+    def add_instance(self, mask: np.ndarray, category_id: int) -> None:
+        """Add an instance of the last image, mask [height, width] bool."""
+        ids = {'id': len(self.annotations) + 1, 'image_id': len(self.images)}
+        self.annotations.append({**ids, 'category_id': category_id, **describe_mask(mask)})
+
+    def write(self) -> None:
+        """Write the file."""
+        self.path.write_text(json.dumps(self.content, sort_keys=True) + '\n')
+
+
 class CocoWriter:
-    """Writes the images of one part as they come and its annotations at the end.
+    """Writes the images of one part as they come and collects their annotations.
 
     Args:
         root: Folder of the COCO data set.
@@ -45,34 +79,18 @@ class CocoWriter:
 
     def __init__(self, root: Path, part: str) -> None:
         self.image_dir = root / part
-        self.annotation_path = root / 'annotations' / f'instances_{part}.json'
-        self.images: list[dict] = []
-        self.annotations: list[dict] = []
-        for folder in (self.image_dir, self.annotation_path.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.image_dir.mkdir(parents=True)
+        self.annotations = CocoFile(
+            root / 'annotations' / f'instances_{part}.json',
+            info={'description': 'handwritten digits on photographs'},
+            licenses=[],
+            categories=CATEGORIES,
+        )
 
     def add(self, scene: Scene) -> None:
-        """Writes the next image and remembers its annotations."""
-        height, width = scene.image.shape[:2]
-        # Numbers start at 1: COCO's evaluator takes annotation 0 for "no match".
-        image_id = len(self.images) + 1
-        name = f'{image_id:06d}.jpg'
+        """Write the next image and remember its annotations."""
+        name = f'{len(self.annotations.images) + 1:06d}.jpg'
         Image.fromarray(scene.image).save(self.image_dir / name, quality=95, subsampling=0)
-        self.images.append({'id': image_id, 'file_name': name, 'height': height, 'width': width})
+        self.annotations.add_image(name, scene.image)
         for digit in scene.digits:
-            annotation = describe_mask(digit.visible)
-            annotation.update(
-                id=len(self.annotations) + 1, image_id=image_id, category_id=digit.label + 1
-            )
-            self.annotations.append(annotation)
-
-    def content(self) -> tuple[Path, dict]:
-        """Returns the annotation file's path and content."""
-        content = {
-            'info': {'description': 'handwritten digits on photographs'},
-            'licenses': [],
-            'images': self.images,
-            'annotations': self.annotations,
-            'categories': CATEGORIES,
-        }
-        return self.annotation_path, content
+            self.annotations.add_instance(digit.visible, digit.label + 1)

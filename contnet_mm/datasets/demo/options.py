@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+
+from contnet_mm.utils.checks import check_integer, check_integers
 
 MIN_SIDE = 64
 # A smaller '1' covers fewer than the 100 pixels that Cityscapes' evaluator demands.
@@ -27,7 +29,7 @@ class DemoOptions:
 
     Raises:
         ValueError: If a value is out of range or the digits cannot fit on an image.
-        TypeError: If a value is not an int, or a pair is not two of them.
+        TypeError: If a value is not an integer, or a pair is not two of them.
     """
 
     num_train: int = 1500
@@ -38,15 +40,15 @@ class DemoOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks every value, alone and against the others."""
-        for name in ('num_train', 'num_val', 'seed'):
-            _check_int(name, getattr(self, name), 0 if name == 'seed' else 1)
-        _check_pair('size', self.size, MIN_SIDE)
-        _check_range('digits', self.digits, 1)
-        _check_range('digit_height', self.digit_height, MIN_DIGIT_HEIGHT)
-        self._check_fit()
-
-    def _check_fit(self) -> None:
+        """Check every value, alone and against the others."""
+        for name, low in (('num_train', 1), ('num_val', 1), ('seed', 0)):
+            check_integer(name, getattr(self, name), low)
+        for name, low in (('size', MIN_SIDE), ('digits', 1), ('digit_height', MIN_DIGIT_HEIGHT)):
+            # As tuples, so that options from lists are equal to those from tuples.
+            pair = check_integers(name, getattr(self, name), low, length=2)
+            object.__setattr__(self, name, pair)
+            if name != 'size' and pair[0] > pair[1]:
+                raise ValueError(f'{name} must be given as (smallest, largest), got {pair}')
         tallest = int(min(self.size) / ROTATED_GROWTH)
         if self.digit_height[1] > tallest:
             raise ValueError(
@@ -61,30 +63,5 @@ class DemoOptions:
             )
 
     def num_images(self, part: str) -> int:
-        """Returns the number of images of a part, 'train' or 'val'."""
+        """Return the number of images of a part, 'train' or 'val'."""
         return {'train': self.num_train, 'val': self.num_val}[part]
-
-    def as_settings(self) -> dict:
-        """Returns the options as JSON would give them back (pairs are lists)."""
-        values = asdict(self)
-        return {key: list(val) if isinstance(val, tuple) else val for key, val in values.items()}
-
-
-def _check_int(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f'{name} must be an int, got {value!r}')
-    if value < least:
-        raise ValueError(f'{name} must be at least {least}, got {value}')
-
-
-def _check_pair(name: str, pair: tuple[int, int], least: int) -> None:
-    if not isinstance(pair, tuple) or len(pair) != 2:
-        raise TypeError(f'{name} must be a tuple of two ints, got {pair!r}')
-    for value in pair:
-        _check_int(name, value, least)
-
-
-def _check_range(name: str, pair: tuple[int, int], least: int) -> None:
-    _check_pair(name, pair, least)
-    if pair[0] > pair[1]:
-        raise ValueError(f'{name} must be given as (smallest, largest), got {pair}')

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -65,24 +67,13 @@ class Scene:
     digits: list[Digit]
 
 
-@dataclass
-class _Placed:
-    """A rendered digit with its place: top, left, and alpha [h, w] in 0 to 1."""
+class _Placed(NamedTuple):
+    """A rendered digit, its alpha [h, w] in 0 to 1, and the rows and columns that it is put on."""
 
     label: int
     sample: int
-    top: int
-    left: int
+    window: tuple[slice, slice]
     alpha: np.ndarray
-    box: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        height, width = self.alpha.shape
-        self.box = np.array([self.left, self.top, self.left + width, self.top + height])
-
-    def window(self) -> tuple[slice, slice]:
-        height, width = self.alpha.shape
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 class SceneMaker:
@@ -99,7 +90,7 @@ class SceneMaker:
         self.pools = split_samples(labels, options.seed)
 
     def make(self, part: str, index: int) -> Scene:
-        """Makes one scene.
+        """Make one scene.
 
         Args:
             part: 'train' or 'val'.
@@ -122,18 +113,18 @@ class SceneMaker:
         )
 
     def _place_digits(self, rng: np.random.Generator, part: str) -> list[_Placed]:
-        """Places as many digits as drawn; an empty list when they do not fit."""
-        low, high = self.options.digits
+        """Place as many digits as drawn; an empty list when they do not fit."""
+        fewest, most = self.options.digits
         placed: list[_Placed] = []
-        for _ in range(rng.integers(low, high + 1)):
-            digit = self._place_one(rng, part, [other.box for other in placed])
+        for _ in range(rng.integers(fewest, most + 1)):
+            digit = self._place_one(rng, part, placed)
             if digit is None:
                 return []
             placed.append(digit)
         return placed
 
     def _place_one(
-        self, rng: np.random.Generator, part: str, boxes: list[np.ndarray]
+        self, rng: np.random.Generator, part: str, placed: list[_Placed]
     ) -> _Placed | None:
         label = int(rng.integers(NUM_CLASSES))
         low, high = self.options.digit_height
@@ -150,17 +141,17 @@ class SceneMaker:
             room = np.subtract(self.options.size, alpha.shape)
             if room.min() < 0 or not _is_whole(alpha):
                 continue
-            top, left = (int(rng.integers(space + 1)) for space in room)
-            digit = _Placed(label, sample, top, left, alpha)
-            if all(_covered_share(digit.box, box) <= MAX_OVERLAP for box in boxes):
-                return digit
+            starts = [int(rng.integers(space + 1)) for space in room]
+            window = tuple(slice(i, i + n) for i, n in zip(starts, alpha.shape, strict=True))
+            if all(_covered_share(window, other.window) <= MAX_OVERLAP for other in placed):
+                return _Placed(label, sample, window, alpha)
         return None
 
 
 def crop_photograph(
     rng: np.random.Generator, path: Path, part: str, size: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """Cuts a random piece out of a part's half of a photograph and scales it to size.
+    """Cut a random piece out of a part's half of a photograph and scale it.
 
     Args:
         rng: Source of randomness.
@@ -188,7 +179,7 @@ def crop_photograph(
 
 
 def render_digit(sample: np.ndarray, height: float, angle: float, threshold: float) -> np.ndarray:
-    """Draws an 8x8 sample as a smooth, anti-aliased stroke.
+    """Draw an 8x8 sample as a smooth, anti-aliased stroke.
 
     The sample is read as a cubic spline surface; the stroke is where it exceeds the threshold.
 
@@ -216,16 +207,17 @@ def render_digit(sample: np.ndarray, height: float, angle: float, threshold: flo
 
 
 def _is_whole(alpha: np.ndarray) -> bool:
-    """Tells whether the digit is one piece of enough pixels."""
+    """Tell whether the digit is one piece of enough pixels."""
     mask = alpha >= 0.5
     return mask.sum() >= MIN_AREA and ndimage.label(mask, np.ones((3, 3)))[1] == 1
 
 
-def _covered_share(box: np.ndarray, other: np.ndarray) -> float:
-    """Returns the intersection of two boxes [x0, y0, x1, y1] over the smaller one's area."""
-    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-    areas = [np.prod(corner[2:] - corner[:2]) for corner in (box, other)]
-    return float(np.prod(np.maximum(sides, 0)) / min(areas))
+def _covered_share(window: tuple[slice, slice], other: tuple[slice, slice]) -> float:
+    """Return the intersection of two windows over the smaller one's area."""
+    pairs = list(zip(window, other, strict=True))
+    sides = [max(0, min(a.stop, b.stop) - max(a.start, b.start)) for a, b in pairs]
+    areas = [math.prod(span.stop - span.start for span in spans) for spans in (window, other)]
+    return math.prod(sides) / min(areas)
 
 
 def _find_visible(placed: list[_Placed], size: tuple[int, int]) -> list[Digit]:
@@ -233,19 +225,19 @@ def _find_visible(placed: list[_Placed], size: tuple[int, int]) -> list[Digit]:
     hidden = np.zeros(size, bool)
     for item in reversed(placed):
         shape = np.zeros(size, bool)
-        shape[item.window()] = item.alpha >= 0.5
+        shape[item.window] = item.alpha >= 0.5
         digits.append(Digit(item.label, item.sample, shape, shape & ~hidden))
         hidden |= shape
     return digits[::-1]
 
 
 def _write_digits(rng: np.random.Generator, image: np.ndarray, placed: list[_Placed]) -> np.ndarray:
-    """Blends the digits into the image, light on dark ground and dark on light ground."""
+    """Blend the digits into the image, light on dark background and dark on light background."""
     canvas = image.astype(np.float64)
     for item in placed:
-        ground = canvas[item.window()]
-        luma = (ground @ LUMA)[item.alpha >= 0.5].mean()
+        background = canvas[item.window]
+        luma = (background @ LUMA)[item.alpha >= 0.5].mean()
         colour = rng.uniform(0, 60, 3) if luma > 127 else rng.uniform(195, 255, 3)
         alpha = (item.alpha * rng.uniform(0.75, 1.0))[..., None]
-        canvas[item.window()] = ground * (1 - alpha) + colour * alpha
+        canvas[item.window] = background * (1 - alpha) + colour * alpha
     return np.rint(canvas).astype(np.uint8)

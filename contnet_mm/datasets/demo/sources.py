@@ -34,7 +34,7 @@ PHOTOGRAPHS = {
 
 
 def find_photographs(folder: Path | None = None) -> dict[str, Path]:
-    """Finds the photographs that the installed scikit-image carries; downloads nothing.
+    """Find the photographs that the installed scikit-image carries; downloads nothing.
 
     Args:
         folder: Where to look; the data folder of scikit-image by default.
@@ -59,26 +59,26 @@ def find_photographs(folder: Path | None = None) -> dict[str, Path]:
 
 @lru_cache(maxsize=len(PHOTOGRAPHS))
 def load_photograph(path: Path) -> np.ndarray:
-    """Returns a photograph as RGB, [height, width, 3] uint8."""
+    """Return a photograph as RGB, [height, width, 3] uint8."""
     with Image.open(path) as image:
         return np.asarray(image.convert('RGB'))
 
 
 def part_columns(width: int, part: str) -> tuple[int, int]:
-    """Returns the range of columns of a part: the left half for 'train', the right for 'val'."""
+    """Return the range of columns of a part: the left half for 'train', the right for 'val'."""
     middle = width // 2
     return (0, middle) if part == 'train' else (middle, width)
 
 
 @lru_cache(maxsize=1)
 def load_samples() -> tuple[np.ndarray, np.ndarray]:
-    """Returns the digit samples, [1797, 8, 8] in 0 to 1, and their labels, [1797]."""
+    """Return the digit samples, [1797, 8, 8] in 0 to 1, and their labels, [1797]."""
     digits = load_digits()
     return digits.images / 16.0, digits.target
 
 
 def split_samples(labels: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
-    """Splits sample indices in two disjoint parts, the same share of each digit.
+    """Split sample indices in two disjoint parts, the same share of each digit.
 
     Args:
         labels: Digit of each sample, [N].
