@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from mmengine.config import DictAction
-from rich.console import Console
-from rich.progress import track
 
 from contnet_mm.apis.config import read_config
 from contnet_mm.datasets.check import (
@@ -51,24 +48,17 @@ def find_parts(args: argparse.Namespace) -> list[Part]:
     Raises:
         ValueError: If it asks for both forms or none, or for what cannot be checked.
     """
+    both_or_none = (args.config is None) == (args.kind is None)
+    if both_or_none or (args.config is None and (args.root is None or args.cfg_options)):
+        raise ValueError(f'give {{{",".join(KINDS)}}} ROOT or --config CONFIG, not both')
     if args.config is None:
-        if args.kind is None or args.root is None or args.cfg_options:
-            raise ValueError(f'give {{{",".join(KINDS)}}} ROOT, or --config CONFIG')
         return parts_of_folder(args.kind, args.root)
-    if args.kind is not None:
-        raise ValueError('give KIND and ROOT or --config, not both')
     try:
         config = read_config(args.config, import_custom_modules=False)
         config.merge_from_dict(args.cfg_options or {})
     except Exception as error:  # a config is a program, and may fail as one
         raise ValueError(f'--config {args.config}: {error}') from error
     return parts_of_config(config)
-
-
-def show_progress(items: Iterable, text: str) -> Iterable:
-    """Show a bar where somebody watches."""
-    console = Console(stderr=True)
-    return track(items, text, console=console, transient=True, disable=not console.is_terminal)
 
 
 def describe(issue: DatasetIssue) -> str:
@@ -89,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         parts = find_parts(args)
-        issues = check_parts(parts, args.all_images, show_progress)
+        issues = check_parts(parts, args.all_images)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     for part in parts:

@@ -1,4 +1,4 @@
-"""Draws truth beside predictions of a detector, segmentor or classifier on its data set."""
+"""Draw truth beside predictions of a detector, segmentor or classifier on its data set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DPI = 100
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of any of the three libraries')
     parser.add_argument('checkpoint', type=Path, help='its weights')
@@ -41,21 +41,24 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def build_dataset(config: Config, split: str) -> torch.utils.data.Dataset:
-    """Builds the first data set of a split, as a test would read it.
+    """Build the first data set of a split, as a test would read it.
 
     Raises:
-        ValueError: If the config names none.
+        ValueError: If the config names none, or it is not there.
     """
     datasets = datasets_of(config, split)
     if not datasets:
         raise ValueError(f'the config has no data for {split}')
     dataset, pipeline = datasets[0], datasets_of(config, 'test')[0].pipeline
     registry = importlib.import_module(f'{config.default_scope}.registry').DATASETS
-    return registry.build({**dataset, 'pipeline': pipeline, 'test_mode': True})
+    try:
+        return registry.build({**dataset, 'pipeline': pipeline, 'test_mode': True})
+    except FileNotFoundError as error:
+        raise ValueError(f'the data set of {config.filename} is missing: {error}') from error
 
 
 def decode_mask(mask: dict | list | None, height: int, width: int) -> np.ndarray | None:
-    """Returns a mask of a COCO file, run lengths or polygons, as [height, width], or None."""
+    """Return a mask of a COCO file, run lengths or polygons, as [height, width], or None."""
     from pycocotools import mask as coco_mask
 
     if isinstance(mask, dict):
@@ -68,7 +71,7 @@ def decode_mask(mask: dict | list | None, height: int, width: int) -> np.ndarray
 
 
 def truth_objects(info: dict) -> list[tuple]:
-    """Returns label, box (x0, y0, x1, y1), no score, and mask or None of each true instance.
+    """Return label, box (x0, y0, x1, y1), no score, and mask or None of each true instance.
 
     Crowds and whatever else is ignored in training and evaluation are left out.
     """
@@ -81,7 +84,7 @@ def truth_objects(info: dict) -> list[tuple]:
 
 
 def predicted_objects(sample: object, score_thr: float) -> list[tuple]:
-    """Returns label, box (x0, y0, x1, y1), score, and mask or None of each prediction."""
+    """Return label, box (x0, y0, x1, y1), score, and mask or None of each prediction."""
     found = sample.pred_instances.cpu()
     found = found[found.scores >= score_thr]
     masks = found.masks.numpy() if 'masks' in found else [None] * len(found)
@@ -91,7 +94,7 @@ def predicted_objects(sample: object, score_thr: float) -> list[tuple]:
 def draw_objects(
     axes: Axes, image: np.ndarray, objects: list[tuple], classes: tuple[str, ...]
 ) -> None:
-    """Draws boxes, masks and labels over an image."""
+    """Draw boxes, masks and labels over an image."""
     axes.imshow(image)
     axes.autoscale(False)
     colours = plt.get_cmap('tab10' if len(classes) <= 10 else 'tab20').colors
@@ -108,56 +111,58 @@ def draw_objects(
         note.set(bbox={'facecolor': colour, 'edgecolor': 'none', 'pad': 1}, in_layout=False)
 
 
-def draw_detection(
-    pair: np.ndarray, image: np.ndarray, info: dict, sample: object, args: argparse.Namespace
+def draw_labels(
+    axes: Axes, image: np.ndarray, labels: torch.Tensor, palette: list[list[int]]
 ) -> None:
-    """Draws true objects on the left, predicted ones on the right."""
-    classes = args.classes
-    draw_objects(pair[0], image, truth_objects(info), classes)
-    draw_objects(pair[1], image, predicted_objects(sample, args.score_thr), classes)
-    pair[0].set_title('ground truth')
-    pair[1].set_title('prediction')
+    """Draw a label map [1, height, width] over an image; black where a label has no colour."""
+    labels = labels.cpu().numpy()[0]
+    known = labels < len(palette)
+    colours = np.asarray(palette)[np.where(known, labels, 0)] * known[..., None]
+    axes.imshow((0.3 * image + 0.7 * colours).astype(np.uint8))
 
 
-def draw_segmentation(
-    pair: np.ndarray, image: np.ndarray, info: dict, sample: object, args: argparse.Namespace
-) -> None:
-    """Draws the true label map on the left, the predicted one on the right."""
-    for axes, field, title in (
-        (pair[0], sample.gt_sem_seg, 'ground truth'),
-        (pair[1], sample.pred_sem_seg, 'prediction'),
-    ):
-        labels = field.data.cpu().numpy()[0]
-        known = labels < len(args.palette)
-        colours = np.asarray(args.palette)[np.where(known, labels, 0)] * known[..., None]
-        axes.imshow((0.3 * image + 0.7 * colours).astype(np.uint8))
-        axes.set_title(title)
-
-
-def draw_classification(
-    pair: np.ndarray, image: np.ndarray, info: dict, sample: object, args: argparse.Namespace
-) -> None:
-    """Draws the image on the left and the scores of its likeliest classes on the right."""
-    names = args.classes or [str(label) for label in range(len(sample.pred_score))]
-    scores, labels = sample.pred_score.cpu().sort(descending=True)
+def draw_scores(axes: Axes, scores: torch.Tensor, names: list[str]) -> str:
+    """Draw the scores of the likeliest classes; return the first with its score."""
+    scores, labels = scores.cpu().sort(descending=True)
     likely = [names[label] for label in labels[:5].tolist()]
-    pair[0].imshow(image)
-    pair[0].set_title(f'ground truth: {names[int(sample.gt_label)]}')
-    pair[1].barh(range(len(likely)), scores[: len(likely)].numpy())
-    pair[1].set(yticks=range(len(likely)), yticklabels=likely, xlim=(0, 1), frame_on=True)
-    pair[1].invert_yaxis()
-    pair[1].set_title(f'prediction: {likely[0]}  {float(scores[0]):.2f}')
+    axes.barh(range(len(likely)), scores[: len(likely)].numpy())
+    axes.set(yticks=range(len(likely)), yticklabels=likely, xlim=(0, 1), frame_on=True)
+    axes.invert_yaxis()
+    return f'{likely[0]}  {float(scores[0]):.2f}'
 
 
-DRAW = {
-    'mmdet': draw_detection,
-    'mmseg': draw_segmentation,
-    'mmpretrain': draw_classification,
-}
+def draw_pair(
+    truth: Axes, prediction: Axes, info: dict, sample: object, metainfo: dict, score_thr: float
+) -> None:
+    """Draw the truth of an image beside what a model predicts for it.
+
+    Args:
+        truth: Axes on the left.
+        prediction: Axes on the right.
+        info: What the data set says of the image.
+        sample: The data sample that the model returned.
+        metainfo: Classes and palette of the data set.
+        score_thr: Least score of a box.
+    """
+    image, classes = read_image(info['img_path']), metainfo.get('classes')
+    titles = ['ground truth', 'prediction']
+    if 'pred_instances' in sample:
+        draw_objects(truth, image, truth_objects(info), classes)
+        draw_objects(prediction, image, predicted_objects(sample, score_thr), classes)
+    elif 'pred_sem_seg' in sample:
+        draw_labels(truth, image, sample.gt_sem_seg.data, metainfo['palette'])
+        draw_labels(prediction, image, sample.pred_sem_seg.data, metainfo['palette'])
+    else:
+        truth.imshow(image)
+        names = classes or [str(label) for label in range(len(sample.pred_score))]
+        titles[0] += f': {names[int(sample.gt_label)]}'
+        titles[1] += f': {draw_scores(prediction, sample.pred_score, names)}'
+    truth.set_title(titles[0])
+    prediction.set_title(titles[1])
 
 
 def main() -> None:
-    """Draws the picture."""
+    """Draw the picture."""
     parser = make_parser()
     args = parser.parse_args()
     if args.num < 1:
@@ -169,28 +174,23 @@ def main() -> None:
     try:
         config = read_config(args.config)
         model = load_inferencer(config, args.checkpoint, args.device).model
-    except ValueError as error:
-        parser.error(str(error))
-    try:
         dataset = build_dataset(config, args.split)
     except ValueError as error:
         parser.error(str(error))
-    except FileNotFoundError as error:
-        parser.error(f'the data set of {args.config} is missing: {error}')
-    args.classes, args.palette = (dataset.metainfo.get(key) for key in ('classes', 'palette'))
     chosen = np.linspace(0, len(dataset) - 1, min(args.num, len(dataset))).round().astype(int)
     rows = -(-len(chosen) // PAIRS_PER_ROW)
-    images = [read_image(dataset.get_data_info(index)['img_path']) for index in chosen.tolist()]
-    panel_height = PANEL_WIDTH * images[0].shape[0] / images[0].shape[1]
+    infos = [dataset.get_data_info(index) for index in chosen.tolist()]
+    height, width = read_image(infos[0]['img_path']).shape[:2]
     figure = plt.figure(
-        figsize=(2 * PAIRS_PER_ROW * PANEL_WIDTH, rows * panel_height), layout='constrained'
+        figsize=(2 * PAIRS_PER_ROW * PANEL_WIDTH, rows * PANEL_WIDTH * height / width),
+        layout='constrained',
     )
     bare = {'frame_on': False, 'xticks': [], 'yticks': []}
     grid = figure.subplots(rows, 2 * PAIRS_PER_ROW, squeeze=False, subplot_kw=bare)
-    for pair, index, image in zip(grid.reshape(-1, 2), chosen.tolist(), images, strict=False):
+    for pair, index, info in zip(grid.reshape(-1, 2), chosen.tolist(), infos, strict=False):
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([dataset[index]]))[0]
-        DRAW[config.default_scope](pair, image, dataset.get_data_info(index), sample, args)
+        draw_pair(*pair, info, sample, dataset.metainfo, args.score_thr)
     picture = io.BytesIO()
     figure.savefig(picture, format='png', dpi=DPI)
     write_file(args.out, picture.getvalue())

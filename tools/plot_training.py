@@ -1,4 +1,4 @@
-"""Plots loss and validation metrics of a training, joining the runs that resumed it."""
+"""Plot loss and validation metrics of a training, joining the runs that resumed it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 from contnet_mm.apis.training_log import Curves, read_training_log
 from contnet_mm.utils.files import write_file
 
-METRICS = ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/segm_mAP', 'coco/segm_mAP_50')
-METRICS += ('cityscapes/mAP', 'cityscapes/AP@50', 'mIoU', 'accuracy/top1')
+METRICS = [f'coco/{kind}_{name}' for kind in ('bbox', 'segm') for name in ('mAP', 'mAP_50')]
+METRICS += ['cityscapes/mAP', 'cityscapes/AP@50', 'mIoU', 'accuracy/top1']
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dir', type=Path, help='work directory of the training')
     parser.add_argument('--out', type=Path, help='PNG file (default: WORK_DIR/training.png)')
@@ -31,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def draw_curves(axes: Axes, curves: Curves, names: list[str], marker: str = '') -> None:
-    """Draws some of the curves, with the last value in the legend."""
+    """Draw some of the curves, with the last value in the legend."""
     for name in names:
         steps, values = zip(*curves[name], strict=True)
         axes.plot(steps, values, marker=marker, label=f'{name} (last {values[-1]:.3g})')
@@ -40,7 +40,7 @@ def draw_curves(axes: Axes, curves: Curves, names: list[str], marker: str = '') 
 
 
 def main() -> None:
-    """Draws the picture."""
+    """Draw the picture."""
     parser = make_parser()
     args = parser.parse_args()
     out = args.out or args.work_dir / 'training.png'

@@ -1,4 +1,4 @@
-"""Reads what MMEngine logged of a training, over all the runs that it took."""
+"""Reading what MMEngine logged of a training, over all the runs that it took."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrainingLog:
 
 
 def read_training_log(work_dir: str | Path) -> TrainingLog:
-    """Joins the logs of all runs in a work directory.
+    """Join the logs of all runs in a work directory.
 
     A run that resumed an earlier one replaces all that the earlier one logged from the
     resumed step on, even where the later run has not come that far yet.
@@ -44,7 +44,13 @@ def read_training_log(work_dir: str | Path) -> TrainingLog:
     paths = sorted(work_dir.glob('*/vis_data/scalars.json'))
     log = TrainingLog()
     for path in paths:
-        _append_run(log, _read_lines(path))
+        lines = _read_lines(path)
+        train = [line for line in lines if 'iter' in line]  # which only training lines carry
+        val = [line for line in lines if 'iter' not in line]
+        if train:  # otherwise a test, or a run that ended before its first log line
+            log.by_epoch = 'epoch' in train[0]
+            _replace_from(log.train, train[0]['iter'], train, 'iter')
+            _replace_from(log.val, train[0]['epoch' if log.by_epoch else 'iter'], val, 'step')
     if not log.train:
         raise ValueError(
             f'{work_dir} holds no log of a training: of {len(paths)} files '
@@ -65,20 +71,8 @@ def _read_lines(path: Path) -> list[dict]:
     return lines
 
 
-def _append_run(log: TrainingLog, lines: list[dict]) -> None:
-    # Only training lines carry the iteration.
-    train = [line for line in lines if 'iter' in line]
-    val = [line for line in lines if 'iter' not in line]
-    if not train:  # a test, or a run that ended before its first log line
-        return
-    log.by_epoch = 'epoch' in train[0]
-    first = train[0]['epoch' if log.by_epoch else 'iter']
-    _replace_from(log.train, train[0]['iter'], train, 'iter')
-    _replace_from(log.val, first, val, 'step')
-
-
 def _replace_from(curves: Curves, start: int, lines: list[dict], step_key: str) -> None:
-    """Drops what the curves hold from a step on and appends the lines instead."""
+    """Drop what the curves hold from a step on and append the lines instead."""
     for name, points in curves.items():
         curves[name] = [point for point in points if point[0] < start]
     for line in lines:

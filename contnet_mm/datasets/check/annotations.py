@@ -82,7 +82,7 @@ def check_annotations(report: Report, content: Entries, fix: str, masks: bool) -
     images = {image['id']: image for image in content['images']}
     categories = {category['id'] for category in content['categories']}
     faulty: dict[str, list[str]] = {check: [] for check in FAULTS}
-    for annotation in report.progress(annotations, f'{report.part}: annotations'):
+    for annotation in annotations:
         for check in _faults(annotation, images.get(annotation['image_id']), categories, masks):
             faulty[check].append(_describe(annotation, FIELDS['annotations']))
     for check, names in faulty.items():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import defaultdict
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from .files import list_files, note_colours, open_images, read_list
 from .fixes import unpack_classes
@@ -50,6 +49,12 @@ class ClassificationPart(Part):
         report.compare('count', what, len(names), self.num_images, fix)
         note_colours(report, open_images(report, 'images', self.image_dir, names, files, fix))
 
+    def class_folders(self) -> list[str]:
+        """Return the folders that MMPretrain takes for classes, hidden ones too, in its order."""
+        if self.ann_file is not None or not self.image_dir.is_dir():
+            return []
+        return sorted(entry.name for entry in os.scandir(self.image_dir) if entry.is_dir())
+
     def _check_folders(self, report: Report, files: dict[str, int], found: list[str]) -> list[str]:
         """Check folders of classes; return the images in them."""
         loose = [name for name in found if '/' not in name]
@@ -63,7 +68,7 @@ class ClassificationPart(Part):
         archives = [name for name in files if '/' not in name and name.endswith('.tar')]
         fix = unpack_classes(self.image_dir)
         report.add('packed', 'classes are not unpacked', archives, fix)
-        folders = class_folders(self.image_dir)
+        folders = self.class_folders()
         hidden = [name for name in folders if name.startswith(('.', '__'))]
         fix = f'rm -r {" ".join(shlex.quote(str(self.image_dir / name)) for name in hidden)}'
         report.add('strange-folder', 'folders of other programs count as classes', hidden, fix)
@@ -87,7 +92,8 @@ class ClassificationPart(Part):
         labels = self._read_labels(report)
         missing = [n for n in labels if n not in files and not (self.image_dir / n).is_file()]
         fix = self.fix.images
-        if class_folders(self.image_dir) and all('/' not in name for name in labels):
+        folders = replace(self, ann_file=None).class_folders()
+        if folders and all('/' not in name for name in labels):
             # The list is for images in one folder; without it the folders tell the classes.
             path = shlex.quote(str(self.ann_file))
             fix = f'mv {path} {path}.unused'
@@ -140,10 +146,3 @@ class ClassificationPart(Part):
             ]
             what = 'folders have another label than their position in the order of names'
             report.add('class-order', what, wrong, fix)
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Return the folders that MMPretrain takes for classes, hidden ones too, in its order."""
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())

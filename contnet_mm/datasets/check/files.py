@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from contnet_mm.utils.errors import first_line
 
@@ -134,7 +137,15 @@ def open_images(
     # Decoding lets other threads run.
     with ThreadPool(WORKERS) as pool:
         opened = pool.imap(lambda name: open_image(folder / name, values), chosen, chunksize=16)
-        named = list(zip(report.progress(chosen, f'{report.part}: {what}'), opened, strict=True))
+        watched = track(
+            opened,
+            f'{report.part}: {what}',
+            len(chosen),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        named = list(zip(chosen, watched, strict=True))
     damaged = [f'{name}: {reason}' for name, reason in named if isinstance(reason, str)]
     report.add('unreadable', f'{what} are damaged or cut short', damaged, fix)
     return {name: info for name, info in named if isinstance(info, ImageInfo)}

@@ -15,6 +15,28 @@ NUM_IMAGES = {
     'imagenet': {'train': 1281167, 'val': 50000},
 }
 DEMO_OPTIONS = ('num_train', 'num_val', 'size', 'digits', 'digit_height', 'seed')
+# The commands for the published data sets. COCO's and Cityscapes' archives lie in the folder,
+# where the libraries' scripts put them; ImageNet's training archive holds an archive per class.
+UNPACK_CLASSES = (
+    '(cd {folder} && for t in *.tar; do '
+    'mkdir -p "${{t%.tar}}" && tar -xf "$t" -C "${{t%.tar}}" && rm "$t"; done)'
+)
+COMMANDS = {
+    'coco': {
+        'images': 'unzip -qo {root}/{part}.zip -d {root}',
+        'annotations': 'unzip -qo {root}/annotations_trainval2017.zip -d {root}',
+    },
+    'cityscapes': {
+        'images': 'unzip -qo {root}/leftImg8bit_trainvaltest.zip -d {root}',
+        'annotations': 'mim run {mmdet} cityscapes {root} --out-dir {root}/annotations',
+        'labels': 'CITYSCAPES_DATASET={root} csCreateTrainIdLabelImgs',
+        'ground_truth': 'unzip -qo {root}/gtFine_trainvaltest.zip -d {root}',
+    },
+    'imagenet': {
+        'images': 'mkdir -p {folder} && tar -xf ILSVRC2012_img_{part}.tar -C {folder}',
+        'annotations': 'mkdir -p {root}/meta && tar -xf caffe_ilsvrc12.tar.gz -C {root}/meta',
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -37,46 +59,29 @@ class FixCommands:
 def published_fix(kind: str, root: Path, part: str) -> FixCommands:
     """Return the commands that unpack or convert the archives of a published data set.
 
-    COCO's and Cityscapes' archives lie in the folder, where the libraries' scripts put them.
-
     Args:
-        kind: A key of ``NUM_IMAGES``.
+        kind: A key of ``COMMANDS``.
         root: Folder of the data set.
         part: A part, such as 'train2017'.
     """
-    folder = shlex.quote(str(root))
-    if kind == 'coco':
-        return FixCommands(
-            images=f'unzip -qo {folder}/{part}.zip -d {folder}',
-            annotations=f'unzip -qo {folder}/annotations_trainval2017.zip -d {folder}',
-        )
-    if kind == 'cityscapes':
-        converter = f'mim run {mmdet_for_mim()} cityscapes {folder}'
-        return FixCommands(
-            images=f'unzip -qo {folder}/leftImg8bit_trainvaltest.zip -d {folder}',
-            annotations=f'{converter} --out-dir {folder}/annotations',
-            labels=f'CITYSCAPES_DATASET={folder} csCreateTrainIdLabelImgs',
-            ground_truth=f'unzip -qo {folder}/gtFine_trainvaltest.zip -d {folder}',
-        )
-    folder, lists = shlex.quote(str(root / part)), shlex.quote(str(root / 'meta'))
-    images = f'mkdir -p {folder} && tar -xf ILSVRC2012_img_{part}.tar -C {folder}'
-    if part == 'train':
-        images += f' && {unpack_classes(root / part)}'
-    return FixCommands(images, f'mkdir -p {lists} && tar -xf caffe_ilsvrc12.tar.gz -C {lists}')
+    names = {'root': _quote(root), 'folder': _quote(root / part), 'part': part}
+    commands = dict(COMMANDS[kind])
+    if (kind, part) == ('imagenet', 'train'):
+        commands['images'] += f' && {UNPACK_CLASSES}'
+    return FixCommands(
+        **{key: text.format(**names, mmdet=mmdet_for_mim()) for key, text in commands.items()}
+    )
 
 
 def unpack_classes(folder: Path) -> str:
     """Return the command that unpacks an archive per class into a folder each."""
-    return (
-        f'(cd {shlex.quote(str(folder))} && for t in *.tar; do '
-        'mkdir -p "${t%.tar}" && tar -xf "$t" -C "${t%.tar}" && rm "$t"; done)'
-    )
+    return UNPACK_CLASSES.format(folder=_quote(folder))
 
 
 def demo_fix(folder: Path, settings: dict) -> FixCommands:
     """Return the command that makes the demo data again with its settings."""
     # Without --overwrite an equal data set is left alone, damaged or not.
-    command = f'python -m contnet_mm make_demo_data --out {shlex.quote(str(folder))} --overwrite'
+    command = f'python -m contnet_mm make_demo_data --out {_quote(folder)} --overwrite'
     for name in DEMO_OPTIONS:
         value = settings.get(name)
         if value is not None:
@@ -85,19 +90,8 @@ def demo_fix(folder: Path, settings: dict) -> FixCommands:
     return FixCommands(command, command, command, command)
 
 
-def own_fix(images: Path, labels: Path | None) -> FixCommands:
-    """Return what to do where the origin of the data is not known."""
-    folder, source = shlex.quote(str(images)), shlex.quote(str(labels or images))
-    return FixCommands(
-        images=f'fetch them again from where {folder} came from',
-        annotations=f'fetch or export {source} again from where it came from',
-        labels=f'export the labels in {source} again',
-        ground_truth=f'fetch or export the labels of {folder} again',
-    )
-
-
 def find_origin(
-    kind: str | None, root: Path, part: str, own: FixCommands
+    kind: str | None, root: Path, part: str, image_dir: Path, labels: Path | None
 ) -> tuple[FixCommands, int | None]:
     """Return the commands of a part and its number of images, None if that is not known.
 
@@ -105,14 +99,21 @@ def find_origin(
         kind: The published data set that it belongs to, if any, unless it is demo data.
         root: Folder of the data set.
         part: A part, such as 'train2017'.
-        own: The commands for data of any other origin.
+        image_dir: Folder of the images.
+        labels: File of the annotations or folder of the labels, if any.
     """
     demo = find_demo(root)
     if demo:
         return demo[0], demo[1].get(part)
     if kind:
         return published_fix(kind, root, part), NUM_IMAGES[kind].get(part)
-    return own, None
+    images, source = _quote(image_dir), _quote(labels or image_dir)
+    return FixCommands(
+        images=f'fetch them again from where {images} came from',
+        annotations=f'fetch or export {source} again from where it came from',
+        labels=f'export the labels in {source} again',
+        ground_truth=f'fetch or export the labels of {images} again',
+    ), None
 
 
 def find_demo(root: Path) -> tuple[FixCommands, dict[str, int]] | None:
@@ -145,3 +146,7 @@ def mmdet_for_mim() -> str:
     except metadata.PackageNotFoundError:
         return 'mmdet'
     return 'mmdetection'
+
+
+def _quote(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -15,7 +15,7 @@ from contnet_mm.utils.errors import first_line
 
 from .classification import ClassificationPart
 from .detection import DetectionPart
-from .fixes import NUM_IMAGES, find_demo, find_origin, own_fix
+from .fixes import NUM_IMAGES, find_demo, find_origin
 from .parts import IMAGE_SUFFIXES, Part
 from .segmentation import SegmentationPart
 
@@ -94,7 +94,7 @@ def _detection(loader: str, name: str, dataset: dict, evaluators: Sequence[dict]
     begin, _, part = ann_file.stem.rpartition('_')
     kind = None if own else COCO_FILES.get(begin)
     kind = kind if kind and part in NUM_IMAGES[kind] else None
-    fix, count = find_origin(kind, root, part, own_fix(image_dir, ann_file))
+    fix, count = find_origin(kind, root, part, image_dir, ann_file)
     metrics = [Path(e['ann_file']) for e in evaluators if e.get('ann_file')]
     return DetectionPart(
         name=loader,
@@ -123,7 +123,7 @@ def _segmentation(
     if num_classes and dataset.get('reduce_zero_label'):
         num_classes += 1  # 0 is ignored, and the classes start at 1
     kind = 'cityscapes' if is_cityscapes else None
-    fix, count = find_origin(kind, root, image_dir.name, own_fix(image_dir, label_dir))
+    fix, count = find_origin(kind, root, image_dir.name, image_dir, label_dir)
     ends = ('_leftImg8bit.png', '_gtFine_labelTrainIds.png') if is_cityscapes else ('.jpg', '.png')
     ann_file = dataset.get('ann_file')
     return SegmentationPart(
@@ -157,7 +157,7 @@ def _classification(
         ann_file = listed
     published = name == 'ImageNet' and not own and split in NUM_IMAGES['imagenet']
     kind = 'imagenet' if published else None
-    fix, count = find_origin(kind, root, split, own_fix(image_dir, ann_file))
+    fix, count = find_origin(kind, root, split, image_dir, ann_file)
     is_demo = find_demo(root) is not None
     return ClassificationPart(
         name=loader,

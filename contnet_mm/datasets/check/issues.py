@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-# Takes what is gone through and what it is called; gives the same things again.
-Progress = Callable[[Iterable, str], Iterable]
 NUM_EXAMPLES = 3
-
-
-def no_progress(items: Iterable, text: str) -> Iterable:
-    """Return the items and show nothing."""
-    return items
 
 
 @dataclass(frozen=True)
@@ -49,13 +42,11 @@ class Report:
     Args:
         part: The part, such as 'train'.
         all_images: Whether to open every image, not a sample.
-        progress: Shows how far it is.
         issues: What has been found so far.
     """
 
     part: str
     all_images: bool
-    progress: Progress
     issues: list[DatasetIssue] = field(default_factory=list)
 
     def add(self, check: str, what: str, faulty: Iterable[object], fix: str = '') -> None:

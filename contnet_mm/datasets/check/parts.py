@@ -1,13 +1,14 @@
-"""What all parts of a data set have in common, whatever their task."""
+"""Parts of a data set, each read by a data loader, and their check."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .fixes import FixCommands
-from .issues import Report
+from .issues import DatasetIssue, Report
 
 # As MMPretrain's CustomDataset and ImageNet have them.
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
@@ -34,3 +35,35 @@ class Part(ABC):
     @abstractmethod
     def check(self, report: Report) -> None:
         """Add all that is wrong on disk to a report."""
+
+    def class_folders(self) -> list[str]:
+        """Return the folders that name the classes, in the order of their labels, if they do."""
+        return []
+
+
+def check_parts(parts: Sequence[Part], all_images: bool = False) -> list[DatasetIssue]:
+    """Check parts of a data set on disk; show a progress bar where somebody watches.
+
+    Damage to one file hides no other: all checks run that have something to read.
+
+    Args:
+        parts: What is expected, as ``parts_of_folder`` or ``parts_of_config`` give it.
+        all_images: Whether to open every image, not a sample of each part.
+
+    Returns:
+        What was found, notes included.
+    """
+    issues: list[DatasetIssue] = []
+    first: Part | None = None
+    for part in parts:
+        report = Report(part.name, all_images)
+        part.check(report)
+        folders = part.class_folders()
+        first = first or (part if folders else None)
+        if first and folders:
+            # Labels count sorted folders, so that parts with other folders have other labels.
+            what = f'folders of classes are in one of {first.name} and {part.name} only: '
+            differing = sorted({*folders} ^ {*first.class_folders()})
+            report.add('classes', what + 'labels differ', differing, part.fix.images)
+        issues += report.issues
+    return issues

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,19 +32,23 @@ BICUBIC = Image.Resampling.BICUBIC
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Digit:
     """One written digit.
 
     Args:
         label: The digit, 0 to 9.
         sample: Index of the handwritten sample.
+        window: Rows and columns that it is written on.
+        alpha: Its opacity there, [h, w] in 0 to 1.
         shape: Every pixel of the digit, hidden ones too, [height, width] bool.
         visible: The pixels that no later digit covers, [height, width] bool.
     """
 
     label: int
     sample: int
+    window: tuple[slice, ...]
+    alpha: np.ndarray
     shape: np.ndarray
     visible: np.ndarray
 
@@ -65,15 +68,6 @@ class Scene:
     photograph: str
     crop: tuple[int, int, int, int]
     digits: list[Digit]
-
-
-class _Placed(NamedTuple):
-    """A rendered digit, its alpha [h, w] in 0 to 1, and the rows and columns that it is put on."""
-
-    label: int
-    sample: int
-    window: tuple[slice, slice]
-    alpha: np.ndarray
 
 
 class SceneMaker:
@@ -103,29 +97,28 @@ class SceneMaker:
         name = list(self.photographs)[rng.integers(len(self.photographs))]
         image, crop = crop_photograph(rng, self.photographs[name], part, self.options.size)
         for _ in range(SCENE_TRIES):
-            placed = self._place_digits(rng, part)
-            digits = _find_visible(placed, self.options.size)
-            if placed and all(digit.visible.sum() >= MIN_AREA for digit in digits):
-                return Scene(_write_digits(rng, image, placed), name, crop, digits)
+            digits = self._place_digits(rng, part)
+            if digits and all(digit.visible.sum() >= MIN_AREA for digit in digits):
+                return Scene(_write_digits(rng, image, digits), name, crop, digits)
         raise ValueError(
             f'found no room for digits {self.options.digits} of digit_height '
             f'{self.options.digit_height} on images of size {self.options.size}: use fewer'
         )
 
-    def _place_digits(self, rng: np.random.Generator, part: str) -> list[_Placed]:
+    def _place_digits(self, rng: np.random.Generator, part: str) -> list[Digit]:
         """Place as many digits as drawn; an empty list when they do not fit."""
         fewest, most = self.options.digits
-        placed: list[_Placed] = []
+        digits: list[Digit] = []
         for _ in range(rng.integers(fewest, most + 1)):
-            digit = self._place_one(rng, part, placed)
+            digit = self._place_one(rng, part, digits)
             if digit is None:
                 return []
-            placed.append(digit)
-        return placed
+            for earlier in digits:
+                earlier.visible &= ~digit.shape
+            digits.append(digit)
+        return digits
 
-    def _place_one(
-        self, rng: np.random.Generator, part: str, placed: list[_Placed]
-    ) -> _Placed | None:
+    def _place_one(self, rng: np.random.Generator, part: str, digits: list[Digit]) -> Digit | None:
         label = int(rng.integers(NUM_CLASSES))
         low, high = self.options.digit_height
         for attempt in range(PLACE_TRIES):
@@ -143,8 +136,10 @@ class SceneMaker:
                 continue
             starts = [int(rng.integers(space + 1)) for space in room]
             window = tuple(slice(i, i + n) for i, n in zip(starts, alpha.shape, strict=True))
-            if all(_covered_share(window, other.window) <= MAX_OVERLAP for other in placed):
-                return _Placed(label, sample, window, alpha)
+            if all(_covered_share(window, other.window) <= MAX_OVERLAP for other in digits):
+                shape = np.zeros(self.options.size, bool)
+                shape[window] = alpha >= 0.5
+                return Digit(label, sample, window, alpha, shape, shape.copy())
         return None
 
 
@@ -212,7 +207,7 @@ def _is_whole(alpha: np.ndarray) -> bool:
     return mask.sum() >= MIN_AREA and ndimage.label(mask, np.ones((3, 3)))[1] == 1
 
 
-def _covered_share(window: tuple[slice, slice], other: tuple[slice, slice]) -> float:
+def _covered_share(window: tuple[slice, ...], other: tuple[slice, ...]) -> float:
     """Return the intersection of two windows over the smaller one's area."""
     pairs = list(zip(window, other, strict=True))
     sides = [max(0, min(a.stop, b.stop) - max(a.start, b.start)) for a, b in pairs]
@@ -220,24 +215,13 @@ def _covered_share(window: tuple[slice, slice], other: tuple[slice, slice]) -> f
     return math.prod(sides) / min(areas)
 
 
-def _find_visible(placed: list[_Placed], size: tuple[int, int]) -> list[Digit]:
-    digits: list[Digit] = []
-    hidden = np.zeros(size, bool)
-    for item in reversed(placed):
-        shape = np.zeros(size, bool)
-        shape[item.window] = item.alpha >= 0.5
-        digits.append(Digit(item.label, item.sample, shape, shape & ~hidden))
-        hidden |= shape
-    return digits[::-1]
-
-
-def _write_digits(rng: np.random.Generator, image: np.ndarray, placed: list[_Placed]) -> np.ndarray:
+def _write_digits(rng: np.random.Generator, image: np.ndarray, digits: list[Digit]) -> np.ndarray:
     """Blend the digits into the image, light on dark background and dark on light background."""
     canvas = image.astype(np.float64)
-    for item in placed:
-        background = canvas[item.window]
-        luma = (background @ LUMA)[item.alpha >= 0.5].mean()
+    for digit in digits:
+        background = canvas[digit.window]
+        luma = (background @ LUMA)[digit.alpha >= 0.5].mean()
         colour = rng.uniform(0, 60, 3) if luma > 127 else rng.uniform(195, 255, 3)
-        alpha = (item.alpha * rng.uniform(0.75, 1.0))[..., None]
-        canvas[item.window] = background * (1 - alpha) + colour * alpha
+        alpha = (digit.alpha * rng.uniform(0.75, 1.0))[..., None]
+        canvas[digit.window] = background * (1 - alpha) + colour * alpha
     return np.rint(canvas).astype(np.uint8)
