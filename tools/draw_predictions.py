@@ -134,16 +134,7 @@ def draw_scores(axes: Axes, scores: torch.Tensor, names: list[str]) -> str:
 def draw_pair(
     truth: Axes, prediction: Axes, info: dict, sample: object, metainfo: dict, score_thr: float
 ) -> None:
-    """Draw the truth of an image beside what a model predicts for it.
-
-    Args:
-        truth: Axes on the left.
-        prediction: Axes on the right.
-        info: What the data set says of the image.
-        sample: The data sample that the model returned.
-        metainfo: Classes and palette of the data set.
-        score_thr: Least score of a box.
-    """
+    """Draw what a data set says of an image (info) beside what a model predicts (sample)."""
     image, classes = read_image(info['img_path']), metainfo.get('classes')
     titles = ['ground truth', 'prediction']
     if 'pred_instances' in sample:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 
 from contnet_mm.utils.errors import first_line
@@ -137,14 +136,8 @@ def open_images(
     # Decoding lets other threads run.
     with ThreadPool(WORKERS) as pool:
         opened = pool.imap(lambda name: open_image(folder / name, values), chosen, chunksize=16)
-        watched = track(
-            opened,
-            f'{report.part}: {what}',
-            len(chosen),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
+        text, hide = f'{report.part}: {what}', not sys.stdout.isatty()
+        watched = track(opened, text, len(chosen), transient=True, disable=hide)
         named = list(zip(chosen, watched, strict=True))
     damaged = [f'{name}: {reason}' for name, reason in named if isinstance(reason, str)]
     report.add('unreadable', f'{what} are damaged or cut short', damaged, fix)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from .cityscapes import CityscapesWriter
-from .coco import CocoWriter
-from .imagenet import ImageNetWriter
+from .cityscapes import open_cityscapes, write_cityscapes
+from .coco import open_coco, write_coco
+from .imagenet import write_crops
 from .options import DemoOptions
 from .scenes import SceneMaker
-from .sources import PARTS, find_photographs
+from .sources import NUM_CLASSES, PARTS, find_photographs
 
 SETTINGS_NAME = 'settings.json'
 GENERATOR = 'contnet_mm.demo'
@@ -97,13 +97,16 @@ def _is_kept(out: Path, settings: dict, overwrite: bool) -> bool:
 def _write_all(root: Path, options: DemoOptions, on_image: Callable[[], object]) -> None:
     maker = SceneMaker(options)
     for part in PARTS:
-        coco = CocoWriter(root / 'coco', part)
-        cityscapes = CityscapesWriter(root / 'cityscapes', part)
-        imagenet = ImageNetWriter(root / 'imagenet', part)
+        coco = open_coco(root / 'coco', part)
+        cityscapes = open_cityscapes(root / 'cityscapes', part)
+        crops = root / 'imagenet' / part
+        for label in range(NUM_CLASSES):  # even where no digit of it is written
+            (crops / str(label)).mkdir(parents=True)
         for index in range(options.num_images(part)):
             scene = maker.make(part, index)
-            for writer in (coco, cityscapes, imagenet):
-                writer.add(scene)
+            write_crops(scene, crops, first=len(coco.annotations) + 1)
+            write_coco(scene, root / 'coco' / part, coco)
+            write_cityscapes(scene, root / 'cityscapes', part, cityscapes)
             on_image()
-        coco.annotations.write()
-        cityscapes.annotations.write()
+        coco.write()
+        cityscapes.write()

@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 from cityscapesscripts.helpers.labels import id2label, labels, name2label
 
-from .coco import CocoFile
-from .imagenet import save_png
+from .coco import COMPRESS_LEVEL, CocoFile, save_image
 from .scenes import Scene
 from .sources import PHOTOGRAPHS
 
@@ -104,35 +103,25 @@ def describe_polygons(scene: Scene) -> dict:
     return {'imgHeight': height, 'imgWidth': width, 'objects': objects}
 
 
-class CityscapesWriter:
-    """Writes the files of one part as they come and collects mmdet's annotations.
+def open_cityscapes(root: Path, part: str) -> CocoFile:
+    """Return the empty annotations, as mmdet reads them, of a part, 'train' or 'val'."""
+    path = root / 'annotations' / f'instancesonly_filtered_gtFine_{part}.json'
+    return CocoFile(path, categories=CATEGORIES)
 
-    Args:
-        root: Folder of the Cityscapes data set.
-        part: 'train' or 'val'.
-    """
 
-    def __init__(self, root: Path, part: str) -> None:
-        self.image_dir = root / 'leftImg8bit' / part / CITY
-        self.label_dir = root / 'gtFine' / part / CITY
-        self.image_dir.mkdir(parents=True)
-        self.label_dir.mkdir(parents=True)
-        path = root / 'annotations' / f'instancesonly_filtered_gtFine_{part}.json'
-        self.annotations = CocoFile(path, categories=CATEGORIES)
-
-    def add(self, scene: Scene) -> None:
-        """Write the files of the next image and remember its instances."""
-        stem = f'{CITY}_000000_{len(self.annotations.images):06d}'
-        image_name, label_stem = f'{stem}_leftImg8bit.png', f'{stem}_gtFine'
-        save_png(scene.image, self.image_dir / image_name)
-        maps = label_maps(scene)
-        for kind, values in maps.items():
-            save_png(values, self.label_dir / f'{label_stem}_{kind}.png')
-        polygons = json.dumps(describe_polygons(scene), sort_keys=True)
-        (self.label_dir / f'{label_stem}_polygons.json').write_text(polygons)
-        label_file = f'{CITY}/{label_stem}_labelIds.png'
-        self.annotations.add_image(f'{CITY}/{image_name}', scene.image, segm_file=label_file)
-        instance_ids = maps['instanceIds']
-        for number in np.unique(instance_ids[instance_ids >= INSTANCES_PER_LABEL]):
-            label_id = int(number) // INSTANCES_PER_LABEL
-            self.annotations.add_instance(instance_ids == number, label_id)
+def write_cityscapes(scene: Scene, root: Path, part: str, annotations: CocoFile) -> None:
+    """Write the files of the next image of a part and add its annotations."""
+    image_dir, label_dir = root / 'leftImg8bit' / part, root / 'gtFine' / part
+    stem = f'{CITY}/{CITY}_000000_{len(annotations.images):06d}'
+    image_name, label_stem = f'{stem}_leftImg8bit.png', f'{stem}_gtFine'
+    save_image(scene.image, image_dir / image_name, compress_level=COMPRESS_LEVEL)
+    maps = label_maps(scene)
+    for kind, values in maps.items():
+        save_image(values, label_dir / f'{label_stem}_{kind}.png', compress_level=COMPRESS_LEVEL)
+    polygons = json.dumps(describe_polygons(scene), sort_keys=True)
+    (label_dir / f'{label_stem}_polygons.json').write_text(polygons)
+    annotations.add_image(image_name, scene.image, segm_file=f'{label_stem}_labelIds.png')
+    instance_ids = maps['instanceIds']
+    for number in np.unique(instance_ids[instance_ids >= INSTANCES_PER_LABEL]):
+        category_id = int(number) // INSTANCES_PER_LABEL
+        annotations.add_instance(instance_ids == number, category_id)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from .coco import COMPRESS_LEVEL, save_image
 from .scenes import Digit, Scene
-from .sources import NUM_CLASSES
 
 # Side of a crop over the longer side of its digit.
 CONTEXT = 1.3
@@ -34,29 +33,14 @@ def crop_digit(image: np.ndarray, digit: Digit) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
-def save_png(values: np.ndarray, path: Path) -> None:
-    """Write an image, [height, width] or [height, width, 3]."""
-    # Compressing harder took a third of the time of making a data set.
-    Image.fromarray(values).save(path, compress_level=1)
-
-
-class ImageNetWriter:
-    """Writes the digits of one part as they come.
+def write_crops(scene: Scene, folder: Path, first: int) -> None:
+    """Write a crop of each digit of a scene.
 
     Args:
-        root: Folder of the ImageNet data set.
-        part: 'train' or 'val'.
+        scene: The scene.
+        folder: Folder of the part.
+        first: Number of the first crop.
     """
-
-    def __init__(self, root: Path, part: str) -> None:
-        self.root = root / part
-        self.count = 0
-        for label in range(NUM_CLASSES):
-            (self.root / str(label)).mkdir(parents=True, exist_ok=True)
-
-    def add(self, scene: Scene) -> None:
-        """Write a crop of each digit of the next scene."""
-        for digit in scene.digits:
-            self.count += 1
-            path = self.root / str(digit.label) / f'{self.count:06d}.png'
-            save_png(crop_digit(scene.image, digit), path)
+    for number, digit in enumerate(scene.digits, first):
+        path = folder / str(digit.label) / f'{number:06d}.png'
+        save_image(crop_digit(scene.image, digit), path, compress_level=COMPRESS_LEVEL)
