@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from .fixes import quote
 from .issues import Report
 
 Entries = dict[str, list[dict]]
@@ -34,19 +34,12 @@ FAULTS = {
 
 
 def read_coco_file(report: Report, path: Path, fix: str, labelled: bool) -> Entries:
-    """Read the three lists of a COCO file, and report what is missing, incomplete or doubled.
+    """Return the entries of a COCO file that have all ``FIELDS``.
 
-    Args:
-        report: Gets the issues.
-        path: The file.
-        fix: The command that brings it.
-        labelled: Whether annotations are needed.
-
-    Returns:
-        Images, categories and annotations, those that have all ``FIELDS``.
+    What is missing, incomplete or doubled is reported; no annotations at all only if ``labelled``.
     """
     content = _read_json(report, path, fix)
-    if content is None:
+    if content is None:  # which is reported
         return {key: [] for key in FIELDS}
     content = content if isinstance(content, dict) else {}
     given = {key: content[key] if isinstance(content.get(key), list) else [] for key in FIELDS}
@@ -54,12 +47,14 @@ def read_coco_file(report: Report, path: Path, fix: str, labelled: bool) -> Entr
     if not labelled:
         absent = [key for key in absent if key != 'annotations']
     report.add('fields', f'lists are missing or empty in {path}', absent, fix)
-    complete: Entries = {}
+    complete: Entries = {key: [] for key in FIELDS}
     for key, fields in FIELDS.items():
-        complete[key] = [entry for entry in given[key] if _is_complete(entry, fields)]
-        wrong = [
-            _describe(entry, fields) for entry in given[key] if not _is_complete(entry, fields)
-        ]
+        wrong: list[str] = []
+        for entry in given[key]:
+            if _is_complete(entry, fields):
+                complete[key].append(entry)
+            else:
+                wrong.append(_describe(entry, fields))
         what = f'{key} lack one of {", ".join(fields)}, or it is of the wrong type'
         report.add('fields', what, wrong, fix)
         for field in [field for field in UNIQUE if field in fields]:
@@ -70,14 +65,7 @@ def read_coco_file(report: Report, path: Path, fix: str, labelled: bool) -> Entr
 
 
 def check_annotations(report: Report, content: Entries, fix: str, masks: bool) -> None:
-    """Check annotations against their images and categories.
-
-    Args:
-        report: Gets the issues.
-        content: The lists of the file, as ``read_coco_file`` gives them.
-        fix: The command that brings the file.
-        masks: Whether masks are read.
-    """
+    """Check annotations against their images and categories; their masks only if ``masks``."""
     annotations = content['annotations']
     images = {image['id']: image for image in content['images']}
     categories = {category['id'] for category in content['categories']}
@@ -96,8 +84,8 @@ def _read_json(report: Report, path: Path, fix: str) -> object:
         # Where MMDetection's converter writes when it is not told where.
         stray = path.parent.parent / path.name
         if stray.is_file():
-            folder = shlex.quote(str(path.parent))
-            fix = f'mkdir -p {folder} && mv {shlex.quote(str(stray))} {folder}'
+            folder = quote(path.parent)
+            fix = f'mkdir -p {folder} && mv {quote(stray)} {folder}'
         report.add('layout', 'annotation file is missing', [path], fix)
         return None
     try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from .files import list_files, note_colours, open_images, read_list
-from .fixes import unpack_classes
+from .fixes import UNPACK_CLASSES, quote
 from .issues import Report
 from .parts import IMAGE_SUFFIXES, Part
 
@@ -66,11 +65,11 @@ class ClassificationPart(Part):
         what = 'images lie in no folder of a class: they are not read'
         report.add('loose-image', what, loose, 'move them into the folder of their class')
         archives = [name for name in files if '/' not in name and name.endswith('.tar')]
-        fix = unpack_classes(self.image_dir)
+        fix = UNPACK_CLASSES.format(folder=quote(self.image_dir))
         report.add('packed', 'classes are not unpacked', archives, fix)
         folders = self.class_folders()
         hidden = [name for name in folders if name.startswith(('.', '__'))]
-        fix = f'rm -r {" ".join(shlex.quote(str(self.image_dir / name)) for name in hidden)}'
+        fix = f'rm -r {" ".join(quote(self.image_dir / name) for name in hidden)}'
         report.add('strange-folder', 'folders of other programs count as classes', hidden, fix)
         classes = [name for name in folders if name not in hidden]
         filled = {name.split('/')[0] for name in names}
@@ -95,7 +94,7 @@ class ClassificationPart(Part):
         folders = replace(self, ann_file=None).class_folders()
         if folders and all('/' not in name for name in labels):
             # The list is for images in one folder; without it the folders tell the classes.
-            path = shlex.quote(str(self.ann_file))
+            path = quote(self.ann_file)
             fix = f'mv {path} {path}.unused'
         report.add('missing-image', f'images listed in {self.ann_file} are missing', missing, fix)
         if len(missing) < len(labels):

@@ -64,17 +64,7 @@ def list_files(folder: Path) -> dict[str, int]:
 
 
 def read_list(report: Report, what: str, path: Path, fix: str) -> list[str]:
-    """Read a text file as MMEngine does, or report why that is not possible.
-
-    Args:
-        report: Gets the issue.
-        what: What the file is, such as 'list of names'.
-        path: The file.
-        fix: The command that brings it.
-
-    Returns:
-        Its lines; none where it is missing or not UTF-8.
-    """
+    """Return the lines of a text file; report a missing one, and one that MMEngine cannot read."""
     if not path.is_file():
         report.add('layout', f'{what} is missing', [path], fix)
         return []
@@ -83,28 +73,6 @@ def read_list(report: Report, what: str, path: Path, fix: str) -> list[str]:
     except UnicodeDecodeError as error:
         report.add('list', f'{what} is not UTF-8', [f'{path}: {error}'], fix)
         return []
-
-
-def open_image(path: Path, values: bool = False) -> ImageInfo | str:
-    """Decode an image to its end.
-
-    Args:
-        path: The image.
-        values: Whether to collect the pixel values.
-
-    Returns:
-        What it told, or the reason why it does not open.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            width, height = image.size
-            if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
-                width, height = height, width
-            present = _unique(np.asarray(image)) if values else frozenset()
-            return ImageInfo((height, width), image.mode, present)
-    except Exception as error:  # damage can make a decoder fail in any way
-        return first_line(error)
 
 
 def open_images(
@@ -135,7 +103,7 @@ def open_images(
     chosen = there if report.all_images else there[:: max(1, -(-len(there) // SAMPLE))]
     # Decoding lets other threads run.
     with ThreadPool(WORKERS) as pool:
-        opened = pool.imap(lambda name: open_image(folder / name, values), chosen, chunksize=16)
+        opened = pool.imap(lambda name: _open_image(folder / name, values), chosen, chunksize=16)
         text, hide = f'{report.part}: {what}', not sys.stdout.isatty()
         watched = track(opened, text, len(chosen), transient=True, disable=hide)
         named = list(zip(chosen, watched, strict=True))
@@ -148,6 +116,20 @@ def note_colours(report: Report, images: dict[str, ImageInfo]) -> None:
     """Add notes on images that are not read as they are."""
     for check, (modes, what) in COLOUR_NOTES.items():
         report.add(check, what, [name for name, image in images.items() if image.mode in modes])
+
+
+def _open_image(path: Path, values: bool) -> ImageInfo | str:
+    """Decode an image to its end; return what it told, or the reason why that fails."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            width, height = image.size
+            if image.getexif().get(EXIF_ORIENTATION, 1) >= 5:
+                width, height = height, width
+            present = _unique(np.asarray(image)) if values else frozenset()
+            return ImageInfo((height, width), image.mode, present)
+    except Exception as error:  # damage can make a decoder fail in any way
+        return first_line(error)
 
 
 def _unique(pixels: np.ndarray) -> frozenset[int]:

@@ -64,24 +64,20 @@ def published_fix(kind: str, root: Path, part: str) -> FixCommands:
         root: Folder of the data set.
         part: A part, such as 'train2017'.
     """
-    names = {'root': _quote(root), 'folder': _quote(root / part), 'part': part}
+    # Under the name mmdet the fork's mim may find a transitional distribution without scripts.
+    fork = any(metadata.distributions(name='onedl-mmdetection'))
+    names = {'root': quote(root), 'folder': quote(root / part), 'part': part}
+    names['mmdet'] = 'mmdetection' if fork else 'mmdet'
     commands = dict(COMMANDS[kind])
     if (kind, part) == ('imagenet', 'train'):
         commands['images'] += f' && {UNPACK_CLASSES}'
-    return FixCommands(
-        **{key: text.format(**names, mmdet=mmdet_for_mim()) for key, text in commands.items()}
-    )
-
-
-def unpack_classes(folder: Path) -> str:
-    """Return the command that unpacks an archive per class into a folder each."""
-    return UNPACK_CLASSES.format(folder=_quote(folder))
+    return FixCommands(**{key: text.format(**names) for key, text in commands.items()})
 
 
 def demo_fix(folder: Path, settings: dict) -> FixCommands:
     """Return the command that makes the demo data again with its settings."""
     # Without --overwrite an equal data set is left alone, damaged or not.
-    command = f'python -m contnet_mm make_demo_data --out {_quote(folder)} --overwrite'
+    command = f'python -m contnet_mm make_demo_data --out {quote(folder)} --overwrite'
     for name in DEMO_OPTIONS:
         value = settings.get(name)
         if value is not None:
@@ -107,7 +103,7 @@ def find_origin(
         return demo[0], demo[1].get(part)
     if kind:
         return published_fix(kind, root, part), NUM_IMAGES[kind].get(part)
-    images, source = _quote(image_dir), _quote(labels or image_dir)
+    images, source = quote(image_dir), quote(labels or image_dir)
     return FixCommands(
         images=f'fetch them again from where {images} came from',
         annotations=f'fetch or export {source} again from where it came from',
@@ -136,17 +132,6 @@ def find_demo(root: Path) -> tuple[FixCommands, dict[str, int]] | None:
     return None
 
 
-def mmdet_for_mim() -> str:
-    """Return the name by which ``mim run`` finds the scripts of MMDetection.
-
-    Under the name mmdet the fork's mim may find a transitional distribution without scripts.
-    """
-    try:
-        metadata.version('onedl-mmdetection')
-    except metadata.PackageNotFoundError:
-        return 'mmdet'
-    return 'mmdetection'
-
-
-def _quote(path: Path) -> str:
+def quote(path: Path) -> str:
+    """Return a path as a shell takes it."""
     return shlex.quote(str(path))
