@@ -15,12 +15,13 @@ NUM_IMAGES = {
     'imagenet': {'train': 1281167, 'val': 50000},
 }
 DEMO_OPTIONS = ('num_train', 'num_val', 'size', 'digits', 'digit_height', 'seed')
-# The commands for the published data sets. COCO's and Cityscapes' archives lie in the folder,
-# where the libraries' scripts put them; ImageNet's training archive holds an archive per class.
+# ImageNet's training archive holds an archive per class.
 UNPACK_CLASSES = (
     '(cd {folder} && for t in *.tar; do '
     'mkdir -p "${{t%.tar}}" && tar -xf "$t" -C "${{t%.tar}}" && rm "$t"; done)'
 )
+# The commands for the published data sets. COCO's and Cityscapes' archives lie in the folder,
+# where the libraries' scripts put them.
 COMMANDS = {
     'coco': {
         'images': 'unzip -qo {root}/{part}.zip -d {root}',

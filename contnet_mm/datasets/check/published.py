@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from .fixes import NUM_IMAGES, find_demo
@@ -37,44 +36,33 @@ def parts_of_folder(kind: str, root: str | Path) -> list[Part]:
             shared['metainfo'] = {'classes': DEMO_CLASSES}
     parts = []
     for name in names:
-        metric = [{'type': 'CityScapesMetric'}] if (kind, name) == ('cityscapes', 'val') else []
-        for title, dataset in _datasets(kind, name):
+        metric = [dict(type='CityScapesMetric')] if (kind, name) == ('cityscapes', 'val') else []
+        for title, dataset in _datasets(kind, name).items():
             parts.append(make_part(title, {**shared, **dataset}, evaluators=metric))
     return parts
 
 
-def _datasets(kind: str, name: str) -> Iterator[tuple[str, dict]]:
-    """Yield what the libraries' configs say of a part, and what to call it."""
-    masks = [{'type': 'LoadAnnotations', 'with_mask': True}]
-    if kind == 'coco':
-        yield (
-            name,
-            {
-                'type': 'mmdet.CocoDataset',
-                'ann_file': f'annotations/instances_{name}.json',
-                'data_prefix': {'img': name},
-                'pipeline': masks,
-            },
-        )
-    elif kind == 'cityscapes':
-        yield (
-            f'{name} (semantic)',
-            {
-                'type': 'mmseg.CityscapesDataset',
-                'data_prefix': {
-                    'img_path': f'leftImg8bit/{name}',
-                    'seg_map_path': f'gtFine/{name}',
-                },
-            },
-        )
-        yield (
-            f'{name} (instances)',
-            {
-                'type': 'mmdet.CityscapesDataset',
-                'ann_file': f'annotations/instancesonly_filtered_gtFine_{name}.json',
-                'data_prefix': {'img': f'leftImg8bit/{name}'},
-                'pipeline': masks,
-            },
-        )
-    else:
-        yield name, {'type': 'mmpretrain.ImageNet', 'split': name}
+def _datasets(kind: str, name: str) -> dict[str, dict]:
+    """Return what the libraries' configs say of a part, by what to call it."""
+    masks = [dict(type='LoadAnnotations', with_mask=True)]
+    coco = dict(
+        type='mmdet.CocoDataset',
+        ann_file=f'annotations/instances_{name}.json',
+        data_prefix=dict(img=name),
+        pipeline=masks,
+    )
+    semantic = dict(
+        type='mmseg.CityscapesDataset',
+        data_prefix=dict(img_path=f'leftImg8bit/{name}', seg_map_path=f'gtFine/{name}'),
+    )
+    instances = dict(
+        type='mmdet.CityscapesDataset',
+        ann_file=f'annotations/instancesonly_filtered_gtFine_{name}.json',
+        data_prefix=dict(img=f'leftImg8bit/{name}'),
+        pipeline=masks,
+    )
+    return {
+        'coco': {name: coco},
+        'cityscapes': {f'{name} (semantic)': semantic, f'{name} (instances)': instances},
+        'imagenet': {name: dict(type='mmpretrain.ImageNet', split=name)},
+    }[kind]

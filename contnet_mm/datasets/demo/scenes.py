@@ -17,7 +17,6 @@ from .sources import (
     find_photographs,
     load_photograph,
     load_samples,
-    part_columns,
     split_samples,
 )
 
@@ -146,7 +145,7 @@ class SceneMaker:
 def crop_photograph(
     rng: np.random.Generator, path: Path, part: str, size: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """Cut a random piece out of a part's half of a photograph and scale it.
+    """Cut a random piece out of a part's half of a photograph, left or right, and scale it.
 
     Args:
         rng: Source of randomness.
@@ -159,8 +158,9 @@ def crop_photograph(
         photograph.
     """
     photograph = load_photograph(path)
-    rows = photograph.shape[0]
-    first, last = part_columns(photograph.shape[1], part)
+    rows, columns = photograph.shape[:2]
+    middle = columns // 2
+    first, last = (0, middle) if part == 'train' else (middle, columns)
     share = min(rows / size[0], (last - first) / size[1]) * rng.uniform(0.6, 1.0)
     height, width = (max(1, int(side * share)) for side in size)
     top = int(rng.integers(rows - height + 1))

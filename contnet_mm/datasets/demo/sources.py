@@ -64,12 +64,6 @@ def load_photograph(path: Path) -> np.ndarray:
         return np.asarray(image.convert('RGB'))
 
 
-def part_columns(width: int, part: str) -> tuple[int, int]:
-    """Return the range of columns of a part: the left half for 'train', the right for 'val'."""
-    middle = width // 2
-    return (0, middle) if part == 'train' else (middle, width)
-
-
 @lru_cache(maxsize=1)
 def load_samples() -> tuple[np.ndarray, np.ndarray]:
     """Return the digit samples, [1797, 8, 8] in 0 to 1, and their labels, [1797]."""
