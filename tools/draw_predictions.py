@@ -44,7 +44,7 @@ def build_dataset(config: Config, split: str) -> torch.utils.data.Dataset:
     """Build the first data set of a split, as a test would read it.
 
     Raises:
-        ValueError: If the config names none, or it is not there.
+        ValueError: If the config names none, or its files are missing.
     """
     datasets = datasets_of(config, split)
     if not datasets:
@@ -54,7 +54,7 @@ def build_dataset(config: Config, split: str) -> torch.utils.data.Dataset:
     try:
         return registry.build({**dataset, 'pipeline': pipeline, 'test_mode': True})
     except FileNotFoundError as error:
-        raise ValueError(f'the data set of {config.filename} is missing: {error}') from error
+        raise ValueError(f'the data set of the config is missing: {error}') from error
 
 
 def decode_mask(mask: dict | list | None, height: int, width: int) -> np.ndarray | None:

@@ -60,6 +60,13 @@ def tool():
     return SimpleNamespace(**runpy.run_path(str(TOOL)))
 
 
+def test_a_missing_data_set_is_named(tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config.fromfile(ROOT / 'configs' / 'demo' / f'{NAMES[0]}.py')
+    with pytest.raises(ValueError, match=r'data set of the config is missing: .*instances_val'):
+        tool.build_dataset(config, 'val')
+
+
 # Rows 2 to 4 and columns 1 to 5 of a mask of 8 by 10, in each form that COCO has.
 POLYGON = [1, 2, 6, 2, 6, 5, 1, 5]
 LENGTHS = [10, 3, 5, 3, 5, 3, 5, 3, 5, 3, 35]  # column by column, from outside

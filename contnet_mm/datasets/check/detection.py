@@ -102,11 +102,10 @@ class DetectionPart(Part):
         missing = [name for name in entries if name not in files]
         report.add('missing-instances', 'instance maps are missing', missing, fix)
         maps = open_images(report, 'instance maps', folder, list(entries), files, fix)
-        narrow = [n for n, image in maps.items() if image.mode not in INSTANCE_MODES]
-        wrong = [f'{name}: {maps[name].mode}, not 16 bits' for name in narrow]
-        wide = {name: image for name, image in maps.items() if name not in narrow}
+        modes = {name: image.mode for name, image in maps.items()}
+        wrong = [f'{n}: {m}, not 16 bits' for n, m in modes.items() if m not in INSTANCE_MODES]
         what = 'instance maps are of another kind or size'
-        report.add('instance-values', what, [*wrong, *_wrong_sizes(wide, entries)], fix)
+        report.add('instance-values', what, [*wrong, *_wrong_sizes(maps, entries)], fix)
 
 
 def instance_map(image: Path) -> Path:
@@ -116,7 +115,7 @@ def instance_map(image: Path) -> Path:
 
 
 def _wrong_sizes(images: dict[str, ImageInfo], entries: dict[str, dict]) -> list[str]:
-    """Compare images with their entries, where these are known."""
+    """Return the images whose height and width differ from those of their entries."""
     annotated = {
         name: (entry['height'], entry['width']) for name, entry in entries.items() if entry
     }

@@ -68,6 +68,6 @@ class Report:
         self.issues.append(DatasetIssue(self.part, check, what, fix))
 
     def compare(self, check: str, what: str, number: int, expected: int | None, fix: str) -> None:
-        """Add an issue if a number is known and another one was found."""
+        """Add an issue if the number is not the expected one; None stands for any number."""
         if expected is not None and number != expected:
             self.add_one(check, f'{number} {what}, {expected} are expected', fix)
