@@ -1,4 +1,4 @@
-"""Check a COCO, Cityscapes or ImageNet folder, or the data that a config reads.
+"""Checks a COCO, Cityscapes or ImageNet folder, or the data that a config reads.
 
 Exit status: 0 if nothing is to be fixed, 1 if something is, 2 if the command is wrong.
 """

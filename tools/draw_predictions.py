@@ -1,4 +1,4 @@
-"""Draw truth beside predictions of a detector, segmentor or classifier on its data set."""
+"""Draws truth beside predictions of a detector, segmentor or classifier on its data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make the demo data: handwritten digits on photographs, as COCO, Cityscapes and ImageNet."""
+"""Makes the demo data: handwritten digits on photographs, as COCO, Cityscapes and ImageNet."""
 
 from __future__ import annotations
 

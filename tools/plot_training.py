@@ -1,4 +1,4 @@
-"""Plot loss and validation metrics of a training, joining the runs that resumed it."""
+"""Plots loss and validation metrics of a training, joining the runs that resumed it."""
 
 from __future__ import annotations
 

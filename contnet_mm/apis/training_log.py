@@ -1,4 +1,4 @@
-"""Reading what MMEngine logged of a training, over all the runs that it took."""
+"""Reads what MMEngine logged of a training, over all the runs that it took."""
 
 from __future__ import annotations
 
