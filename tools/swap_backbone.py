@@ -1,18 +1,15 @@
-"""Writes a config that trains with ConTNet in place of the backbone of any OpenMMLab config."""
+"""Write a config that trains with ConTNet in place of the backbone of any OpenMMLab config."""
 
 from __future__ import annotations
 
 import argparse
-import io
-import warnings
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from mmengine.logging import MMLogger
-
+from contnet_mm.apis.config import read_config
 from contnet_mm.models.arch import ALIASES, ARCHS
 from contnet_mm.swap.plan import check_options, plan_swap
-from contnet_mm.swap.text.command import default_out, make_table, parse_options, read_original
+from contnet_mm.swap.sandbox import failing, silence
+from contnet_mm.swap.text.command import default_out, list_changes, parse_options
 from contnet_mm.swap.text.write import (
     check_out,
     is_pure_python,
@@ -20,13 +17,13 @@ from contnet_mm.swap.text.write import (
     relative_base,
     render_child,
     render_flat,
-    write_config,
 )
 from contnet_mm.swap.trial.verify import verify_swap
+from contnet_mm.utils.files import write_file
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'config',
@@ -47,8 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         '-o',
         '--out',
         type=Path,
-        metavar='OUT',
-        help='file to write (default: the name of the config with _contnet-<arch> added, in the '
+        help='file to write (default: the name of CONFIG with _contnet-<arch> added, in the '
         'current folder)',
     )
     parser.add_argument(
@@ -67,34 +63,20 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@contextmanager
-def quiet():
-    """Keeps what the libraries log and print out of the output."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('ERROR')
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def main() -> None:
-    """Swaps, verifies, writes and reports; or says why not, and leaves no file behind."""
+    """Swap, verify, write and report; or say why not, and leave no file behind."""
     parser = make_parser()
     args = parser.parse_args()
     out = args.out or default_out(args.config, args.arch)
     try:
         check_out(out)
         options = check_options(parse_options(args.backbone_option))
-        with quiet():
-            original = read_original(args.config)
+        with silence(), failing(f'reading {args.config}'):
+            original = read_config(args.config)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     try:
-        with quiet():
+        with silence():
             swap = plan_swap(original, args.arch, args.checkpoint, options)
             if args.flat or is_pure_python(original):
                 text = render_flat(swap, args.config)
@@ -102,12 +84,13 @@ def main() -> None:
                 text = render_child(original, swap, relative_base(args.config, out))
             # What was written is built, not what was planned.
             what_ran = verify_swap(original, read_back(text, out, swap.config))
-            write_config(text, out, swap.config)
+        check_out(out)
+        write_file(out, text)
     except ValueError as error:
         parser.error(f'{args.config}: {error}')
-    print(make_table(original, swap), end='')
-    if swap.unknown:
-        print('\nto judge:', *(f'- {line}' for line in swap.unknown), sep='\n')
+    print(list_changes(original, swap), end='')
+    if swap.warnings:
+        print('\nto judge:', *(f'- {line}' for line in swap.warnings), sep='\n')
     print(f'\nverified: {what_ran}')
     print(f'{out}\nmim train {swap.config.default_scope} {out}')
 

@@ -1,4 +1,4 @@
-"""Swaps ConTNet into every config that the libraries ship, and tells what became of each."""
+"""Swap ConTNet into every config that the libraries ship, and tell what became of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from contnet_mm.utils.markdown import renew_page
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='Exit status: 1 if a config failed, else 0.'
     )
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Sweeps, prints the tables, and writes what was asked for."""
+    """Sweep, print the tables, and write what was asked for."""
     parser = make_parser()
     args = parser.parse_args()
     try:

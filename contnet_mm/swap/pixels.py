@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from contnet_mm.swap.changes import SwapError
-from contnet_mm.swap.edit import Editor, Path, walk
+from contnet_mm.swap.edit import KeyPath, Swap, SwapError, dotted, walk
 from contnet_mm.swap.task import type_name
 
 # What ConTNet's ImageNet weights were trained with: RGB.
@@ -16,70 +13,70 @@ WHY = "ConTNet's weights want RGB with ImageNet's mean and deviation."
 FILLS = ('fill_color', 'fill_std', 'pad_val')
 
 
-def mend_pixels(editor: Editor) -> None:
-    """Mend mean, deviation and channel order wherever a config states them.
+def fix_pixels(swap: Swap) -> None:
+    """Set mean, deviation and channel order wherever a config states them.
 
     Raises:
         SwapError: If a preprocessor swaps the channels in the other direction too.
     """
-    old = None
-    for path, cfg in list(_preprocessors(editor)):
-        if len(cfg.get('mean') or MEAN) != len(MEAN):
-            editor.judge(f'{".".join(map(str, path))} has no three channels, and stays as it is')
+    parts = list(walk(swap.get(())))
+    fills = []
+    for path, cfg in parts:
+        # One preprocessor may hold another, of the branches of semi-supervised training.
+        if path[-1:] != ('data_preprocessor',) or 'data_preprocessor' in cfg:
             continue
-        old = old or (list(cfg.get('mean') or [0.0] * 3), list(cfg.get('std') or [1.0] * 3))
-        _mend_statistics(editor, path, cfg)
-    for path, cfg in list(walk(editor.root)):
+        if len(cfg.get('mean') or MEAN) != len(MEAN):
+            swap.add_warning(f'{dotted(path)} has no three channels, and stays as it is')
+            continue
+        fills = fills or _replaced_colours(cfg)
+        _fix_statistics(swap, path, cfg)
+    for path, cfg in parts:
         name = type_name(cfg)
         if name == 'Normalize':
-            _mend_statistics(editor, path, cfg)
+            _fix_statistics(swap, path, cfg)
         elif name == 'Expand' and 'mean' in cfg:
-            editor.set((*path, 'mean'), _like(cfg['mean'], MEAN), WHY)
-            editor.set((*path, 'to_rgb'), True, WHY)
-        elif old:
-            _mend_fills(editor, path, cfg, old)
+            _set_like(swap, (*path, 'mean'), MEAN)
+            swap.set((*path, 'to_rgb'), True, WHY)
+        else:
+            for key in FILLS:
+                value = cfg.get(key)
+                colour = list(value) if isinstance(value, (list, tuple)) else None
+                new = next((new for old, new in fills if old == colour), None)
+                if new:
+                    _set_like(swap, (*path, key), new)
 
 
-def _preprocessors(editor: Editor) -> Iterator[tuple[Path, dict]]:
-    for path, cfg in walk(editor.root):
-        if path and path[-1] == 'data_preprocessor' and 'data_preprocessor' not in cfg:
-            yield path, cfg
+def _replaced_colours(cfg: dict) -> list[tuple[list, list]]:
+    """Return the colours that stand for the old statistics, and what takes their place.
+
+    Images are BGR until the preprocessor; some transforms round.
+    """
+    mean, std = list(cfg.get('mean') or [0.0] * 3), list(cfg.get('std') or [1.0] * 3)
+    if mean == MEAN or not any(mean):
+        return []
+    pairs = [(mean[::-1], MEAN[::-1]), (std[::-1], STD[::-1])]
+    return pairs + [tuple([round(v) for v in values] for values in pair) for pair in pairs]
 
 
-def _mend_statistics(editor: Editor, path: Path, cfg: dict) -> None:
+def _fix_statistics(swap: Swap, path: KeyPath, cfg: dict) -> None:
     if cfg.get('rgb_to_bgr'):
         raise SwapError(
-            f'{".".join(map(str, path))} has rgb_to_bgr=True: its images are read as RGB, and '
-            'whether all of its transforms know that cannot be told'
+            f'{dotted(path)} has rgb_to_bgr=True: its images are read as RGB, and whether all of '
+            'its transforms know that cannot be told'
         )
     flag = next((key for key in RGB_FLAGS if key in cfg), None)
     if flag is None:  # the name differs from library to library
-        flag = 'to_rgb' if type_name(cfg) == 'Normalize' or _of_classifier(editor) else RGB_FLAGS[0]
-    editor.set((*path, 'mean'), _like(cfg.get('mean'), MEAN), WHY)
-    editor.set((*path, 'std'), _like(cfg.get('std'), STD), WHY)
-    editor.set((*path, flag), True, WHY)
+        is_classifier = swap.config.get('default_scope') == 'mmpretrain'
+        flag = 'to_rgb' if type_name(cfg) == 'Normalize' or is_classifier else 'bgr_to_rgb'
+    _set_like(swap, (*path, 'mean'), MEAN)
+    _set_like(swap, (*path, 'std'), STD)
+    swap.set((*path, flag), True, WHY)
 
 
-def _of_classifier(editor: Editor) -> bool:
-    return editor.config.get('default_scope') == 'mmpretrain'
-
-
-def _mend_fills(editor: Editor, path: Path, cfg: dict, old: tuple[list, list]) -> None:
-    """Mend colours that are the old statistics; images are BGR until the preprocessor."""
-    if old[0] == MEAN or not any(old[0]):
-        return
-    pairs = [(old[0][::-1], MEAN[::-1]), (old[1][::-1], STD[::-1])]
-    pairs += [([round(v) for v in was], [round(v) for v in now]) for was, now in pairs]
-    for key in FILLS:
-        value = cfg.get(key)
-        for was, now in pairs:
-            if isinstance(value, (list, tuple)) and list(value) == was:
-                editor.set((*path, key), _like(value, now), WHY)
-                break
-
-
-def _like(value: object, numbers: list) -> list | tuple:
-    """Return numbers as the kind of sequence that a value is; equal values stay themselves."""
-    if isinstance(value, (list, tuple)):
-        return value if list(value) == numbers else type(value)(numbers)
-    return list(numbers)
+def _set_like(swap: Swap, path: KeyPath, numbers: list) -> None:
+    """Set numbers as the kind of sequence that is there; equal ones stay as they are."""
+    value = swap.get(path)
+    if not isinstance(value, (list, tuple)):
+        swap.set(path, list(numbers), WHY)
+    elif list(value) != numbers:
+        swap.set(path, type(value)(numbers), WHY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 
@@ -11,18 +12,17 @@ from mmengine.config import Config
 from contnet_mm.models.arch import ALIASES, resolve_arch
 from contnet_mm.models.contnet import ConTNet
 from contnet_mm.swap import consumers, training
-from contnet_mm.swap.backbone import carry_settings, place_maps, short_name
-from contnet_mm.swap.changes import RunError, Swap, SwapError
-from contnet_mm.swap.edit import Editor, Path
-from contnet_mm.swap.features import SIZES, build, measure, run
-from contnet_mm.swap.pixels import mend_pixels
+from contnet_mm.swap.backbone import inherit_options, match_strides
+from contnet_mm.swap.edit import KeyPath, Swap, SwapError, find_value
+from contnet_mm.swap.features import SIZES, FeatureShapes, build, measure, run
+from contnet_mm.swap.pixels import fix_pixels
+from contnet_mm.swap.sandbox import RunError, sandbox
 from contnet_mm.swap.task import TASKS, kind_of, library_of, type_name
-from contnet_mm.swap.trial.verify import sandbox
 
 TYPE = 'contnet_mm.ConTNet'
 # What decides the maps besides `arch`; a shared head has to be built alike.
 SHARED_OPTIONS = ('position', 'pre_norm', 'qkv_bias', 'norm_cfg', 'norm_eval', 'with_cp')
-NOT_OPTIONS = ('self', 'arch', 'init_cfg')
+NOT_OPTIONS = ('arch', 'init_cfg')
 OPTIONS = tuple(key for key in inspect.signature(ConTNet).parameters if key not in NOT_OPTIONS)
 
 
@@ -44,7 +44,7 @@ def swap_backbone(
         arch: As ConTNet's.
         checkpoint: File with weights of ConTNet. Default: ``checkpoints/contnet-<arch>_in1k.pth``
             where the old backbone started from weights, else none.
-        **options: Further arguments of ConTNet, which stand over what is carried over.
+        **options: Further arguments of ConTNet, which stand over what is inherited.
 
     Returns:
         The config with ConTNet; every key that has nothing to do with the backbone is as it was.
@@ -62,72 +62,73 @@ def plan_swap(
     checkpoint: str | None = None,
     options: Mapping[str, object] | None = None,
 ) -> Swap:
-    """As :func:`swap_backbone`, and tell what changed, why, and what a person has to judge."""
+    """Swap as :func:`swap_backbone`, and tell what changed, why, and what a person has to judge."""
     options = check_options(options or {})
     resolve_arch(arch)
     arch = ALIASES.get(arch, arch) if isinstance(arch, str) else arch
-    root = find_backbone(config)
-    for size in _sizes(config, root):
-        editor = Editor(config)
+    root = find_root(config)
+    own_size = find_value(config, (*root, 'backbone', 'img_size'), SIZES[0])
+    own_size = max(own_size) if isinstance(own_size, (list, tuple)) else own_size
+    for size in dict.fromkeys((*SIZES, own_size)):
+        swap = Swap(copy.deepcopy(config))
         try:
             with sandbox(library_of(config)), torch.no_grad():
-                _swap(editor, root, size, dict(type=TYPE, arch=arch), checkpoint, options)
-            return editor.finish()
+                _swap(swap, root, size, arch, checkpoint, options)
+            return swap
         except RunError as error:
             reason = error
     raise reason
 
 
 def _swap(
-    editor: Editor,
-    root: Path,
+    swap: Swap,
+    root: KeyPath,
     size: int,
-    new_cfg: dict,
+    arch: str | dict,
     checkpoint: str | None,
     options: Mapping[str, object],
 ) -> None:
-    scope = library_of(editor.config)
-    old_cfg = editor.get((*root, 'backbone'))
+    library = library_of(swap.config)
+    old_cfg = swap.get((*root, 'backbone'))
     if type_name(old_cfg) == 'ConTNet':
         raise SwapError('its backbone is ConTNet already')
-    consumers.check_method(editor.get(root))
+    consumers.check_method(swap, root)
     old = build(old_cfg)
-    maps = run(old, torch.randn(2, _in_channels(old_cfg), size, size))
-    from_weights = training.starts_from_weights(editor, root)
-    carried, unknown = carry_settings(old, old_cfg, from_weights)
-    editor.judge(*unknown)
-    pooled = scope == 'mmpretrain' and _pools(editor.get((*root, 'neck')))
-    placed, unknown = place_maps(old, measure(maps, size), options, pooled)
-    editor.judge(*unknown)
-    new_cfg = {**new_cfg, **placed, **carried, **options}
+    in_channels = old_cfg.get('in_channels', 3)
+    in_channels = in_channels if isinstance(in_channels, int) else 3
+    old_maps = run(old, torch.randn(2, in_channels, size, size))
+    from_weights = training.starts_from_weights(swap, root)
+    inherited = inherit_options(swap, old, old_cfg, from_weights)
+    necks = swap.get((*root, 'neck'))
+    first = necks[0] if isinstance(necks, (list, tuple)) else necks
+    pooled = library == 'mmpretrain' and (first is None or 'Pooling' in type_name(first))
+    matched = match_strides(swap, old, measure(old_maps, size), options, pooled)
+    new_cfg = dict(type=TYPE, arch=arch, **{**matched, **inherited, **options})
     new = build(new_cfg)
-    stream = consumers.Stream(maps, run(new, torch.randn(2, new.in_channels, size, size)), size)
-    weights = _weights(editor, new_cfg['arch'], checkpoint, from_weights)
-    if weights:
-        new_cfg['init_cfg'] = weights
-
-    editor.set((*root, 'backbone'), new_cfg, f'ConTNet in place of {type_name(old_cfg)}.')
-    if scope == 'mmpretrain':
-        consumers.mend_classifier(editor, root, stream, old_cfg)
+    shapes = FeatureShapes(old_maps, run(new, torch.randn(2, new.in_channels, size, size)), size)
+    if checkpoint is None and from_weights:
+        checkpoint = _default_checkpoint(swap, arch)
+    if checkpoint is not None:
+        new_cfg['init_cfg'] = dict(type='Pretrained', checkpoint=str(checkpoint))
+    swap.set((*root, 'backbone'), new_cfg, f'ConTNet in place of {type_name(old_cfg)}.')
+    if library == 'mmpretrain':
+        consumers.fix_classifier(swap, root, shapes, old_cfg)
     else:
-        stream.check_strides()
-        stream = consumers.mend_necks(editor, root, stream)
-        stream.check_strides()
-        if scope == 'mmseg':
-            consumers.mend_segmentor(editor, root, stream)
-        else:
-            consumers.mend_detector(editor, root, stream, _shared_head(new_cfg))
-    training.take_out_weights(editor, root)
-    training.add_import(editor)
-    training.mend_optimizer(editor, old, new)
-    mend_pixels(editor)
+        shapes.check_strides()
+        shapes = consumers.fix_necks(swap, root, shapes)
+        shapes.check_strides()
+        consumers.fix_heads(swap, root, shapes, _shared_head(new_cfg))
+    training.remove_weights(swap, root)
+    training.add_import(swap)
+    training.fix_optimizer(swap, old, new)
+    fix_pixels(swap)
 
 
 def check_options(options: Mapping[str, object]) -> dict[str, object]:
     """Return the options as a dict.
 
     Raises:
-        TypeError: If one is no argument of ConTNet, or has a place of its own.
+        TypeError: If one is no argument of ConTNet, or has a parameter of its own.
     """
     wrong = [key for key in options if key not in OPTIONS]
     if wrong:
@@ -137,7 +138,7 @@ def check_options(options: Mapping[str, object]) -> dict[str, object]:
     return dict(options)
 
 
-def find_backbone(config: Config) -> Path:
+def find_root(config: Config) -> KeyPath:
     """Return the path of the dict that holds the backbone.
 
     Raises:
@@ -151,44 +152,25 @@ def find_backbone(config: Config) -> Path:
         raise SwapError(f'it is for {kind}, which is none of {", ".join(TASKS)}')
     # A semi-supervised detector holds its detector as a part.
     root = ('model', 'detector') if isinstance(model.get('detector'), dict) else ('model',)
-    holder = config.model.detector if len(root) > 1 else model
+    holder = find_value(config, root)
     if not isinstance(holder.get('backbone'), dict):
         raise SwapError(f'{type_name(holder)} has no backbone in it')
     return root
 
 
-def _sizes(config: Config, root: Path) -> list[int]:
-    """Return the sides of images to try, that of a network for one size last."""
-    holder = config.model.detector if len(root) > 1 else config.model
-    own = holder.backbone.get('img_size', SIZES[0])
-    own = max(own) if isinstance(own, (list, tuple)) else own
-    return [*dict.fromkeys((*SIZES, own))]
+def short_name(arch: str) -> str:
+    """Return the name of an arch in files: ``ti``, ``s``, ``m`` or ``b``."""
+    names = {full: alias.lower() for alias, full in ALIASES.items()}
+    return names.get(arch, arch.lower())
 
 
-def _in_channels(cfg: dict) -> int:
-    channels = cfg.get('in_channels', 3)
-    return channels if isinstance(channels, int) else 3
-
-
-def _pools(neck: dict | list | None) -> bool:
-    """Tell whether a classifier averages the last map at once."""
-    first = neck[0] if isinstance(neck, (list, tuple)) else neck
-    return first is None or 'Pooling' in type_name(first)
-
-
-def _weights(
-    editor: Editor, arch: str | dict, checkpoint: str | None, from_weights: bool
-) -> dict | None:
-    """Return the ``init_cfg`` of ConTNet, if it starts from weights."""
-    if checkpoint is None and from_weights:
-        if isinstance(arch, dict):
-            editor.judge('the old backbone started from weights; say which by checkpoint')
-            return None
-        checkpoint = f'checkpoints/contnet-{short_name(arch)}_in1k.pth'
-        editor.judge(f'{checkpoint} is looked for where the training runs')
-    if checkpoint is None:
+def _default_checkpoint(swap: Swap, arch: str | dict) -> str | None:
+    if isinstance(arch, dict):
+        swap.add_warning('the old backbone started from weights; say which by checkpoint')
         return None
-    return dict(type='Pretrained', checkpoint=str(checkpoint))
+    checkpoint = f'checkpoints/contnet-{short_name(arch)}_in1k.pth'
+    swap.add_warning(f'{checkpoint} is looked for where the training runs')
+    return checkpoint
 
 
 def _shared_head(backbone: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Swaps the backbone of every config that the libraries ship, and tells what became of each."""
+"""The swap of the backbone of every config that the libraries ship, and what became of each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,16 +23,12 @@ import torch
 from mmengine.config import Config
 
 from contnet_mm.apis.config import read_config
-from contnet_mm.swap.changes import SwapError
+from contnet_mm.swap.edit import SwapError
 from contnet_mm.swap.plan import plan_swap
+from contnet_mm.swap.sandbox import MissingDependencyError
 from contnet_mm.swap.task import TASKS, kind_of, type_name
 from contnet_mm.swap.text.write import read_back, relative_base, render_child
-from contnet_mm.swap.trial.verify import (
-    NO_PREDICTION,
-    AlikeError,
-    MissingDependencyError,
-    verify_swap,
-)
+from contnet_mm.swap.trial.verify import NO_PREDICTION, OriginalFailsTooError, verify_swap
 from contnet_mm.utils.files import write_file
 from contnet_mm.utils.markdown import make_table
 
@@ -41,9 +38,8 @@ REST, UNREADABLE = 'any other', 'not readable'
 # The rows of the table; every other backbone is in one row more.
 FAMILIES = ('ResNet', 'ResNeXt', 'ResNeSt', 'Res2Net', 'RegNet', 'HRNet', 'Swin', 'PVT', 'ConvNeXt')
 FAMILIES += ('MobileNet', 'VGG')
-# Names of classes that do not hold the name of their family.
-ALIASES = {'PyramidVisionTransformer': 'PVT', 'PyramidVisionTransformerV2': 'PVT'}
-NO_KIN = ('RepVGG',)  # hold the name of a family that they do not belong to
+# Classes whose name does not hold that of their family, or holds that of another.
+KNOWN = {'PyramidVisionTransformer': 'PVT', 'PyramidVisionTransformerV2': 'PVT', 'RepVGG': REST}
 
 
 class _TimeoutError(BaseException):
@@ -78,12 +74,11 @@ class Outcome:
 
     @property
     def family(self) -> str:
-        """The family of its backbone: one of ``FAMILIES``, or its class."""
-        name = ALIASES.get(self.backbone, self.backbone)
-        if name in NO_KIN:
-            return name
-        # The longer names first: one may hold another.
-        return next((f for f in sorted(FAMILIES, key=len, reverse=True) if f in name), name)
+        """The row of the table that counts it."""
+        if self.kind == UNREADABLE:
+            return UNREADABLE
+        name = KNOWN.get(self.backbone, self.backbone)
+        return next((family for family in FAMILIES if family in name), REST)
 
 
 def find_configs(library: str) -> dict[str, Path]:
@@ -118,78 +113,68 @@ def sweep(names: dict[str, Path], jobs: int, seconds: int) -> Iterator[Outcome]:
     context = multiprocessing.get_context('spawn')
     # Processes end after a while, for the memory that they keep.
     with context.Pool(jobs, _be_quiet, maxtasksperchild=100) as pool:
-        groups: dict[str, list[Outcome]] = defaultdict(list)
-        for outcome, key in pool.imap(_look_at, names.items()):
-            if key is None:
-                yield outcome
-            else:
-                groups[key].append(outcome)
-        swapped: dict[str, list[Outcome]] = defaultdict(list)
-        firsts = [(names[group[0].name], group[0], seconds) for group in groups.values()]
-        plans = pool.imap(_plan, firsts)
-        for group, (outcome, key) in zip(groups.values(), plans, strict=True):
-            twins = [replace(outcome, **_own(each, group[0])) for each in group]
-            if key is None:
-                yield from twins
-            else:
-                swapped[key].extend(twins)
-        firsts = [(names[group[0].name], group[0], seconds) for group in swapped.values()]
-        results = pool.imap(_verify, firsts)
-        for group, outcome in zip(swapped.values(), results, strict=True):
-            for each in group:
-                yield replace(outcome, **_own(each, group[0]))
+        groups = {name: [Outcome(name, kind='')] for name in names}
+        for step in (_look_at, _plan, _verify):
+            firsts = [group[0] for group in groups.values()]
+            results = pool.imap(step, [(names[first.name], first, seconds) for first in firsts])
+            alike: dict[str, list[Outcome]] = defaultdict(list)
+            for group, (found, key) in zip(groups.values(), results, strict=True):
+                for each in group:
+                    twin = each.twin or (group[0].name if each is not group[0] else '')
+                    outcome = replace(each, twin=twin, **found)
+                    if key is None:
+                        yield outcome
+                    else:
+                        alike[key].append(outcome)
+            groups = alike
 
 
-def _own(each: Outcome, first: Outcome) -> dict[str, str]:
-    twin = each.twin or (first.name if each.name != first.name else '')
-    return dict(name=each.name, kind=each.kind, backbone=each.backbone, twin=twin)
+# Each step gets the file of a config, what is known of it and a limit of time, and returns what it
+# found out and, if that does not settle the outcome, a key that equal cases share.
+Task = tuple[Path, Outcome, int]
+Found = tuple[dict[str, str], str | None]
 
 
-def _look_at(item: tuple[str, Path]) -> tuple[Outcome, str | None]:
-    """Read a config; return what it is and, if it is to be swapped, its model as a key."""
-    name, path = item
+def _look_at(task: Task) -> Found:
+    path, outcome, _ = task
     try:
         config = Config.fromfile(path)
     except Exception as error:  # configs are code
         said = re.sub(r'\S*/site-packages/', '', str(error))[:200]  # folders differ by machine
         reason = f'it does not parse: {type(error).__name__}: {said}'
-        return Outcome(name, UNREADABLE, status=REFUSED, reason=reason), None
+        return dict(kind=UNREADABLE, status=REFUSED, reason=reason), None
     kind = kind_of(config) if config.get('default_scope') else 'no training'
     if kind not in TASKS:
-        return Outcome(name, kind), None
-    model = config.model
-    holder = model.detector if isinstance(model.get('detector'), dict) else model
-    outcome = Outcome(name, kind, type_name(holder.get('backbone')))
-    return outcome, _key(config, outcome)
+        return dict(kind=kind), None
+    holder = config.model.get('detector') or config.model  # of semi-supervised training
+    return dict(kind=kind, backbone=type_name(holder.get('backbone'))), _key(config, outcome)
 
 
-def _plan(item: tuple[Path, Outcome, int]) -> tuple[Outcome, str | None]:
-    """Swap and write; return the outcome if that is settled, else the swapped model as a key."""
-    path, outcome, seconds = item
+def _plan(task: Task) -> Found:
+    path, outcome, seconds = task
     try:
         with _limit(seconds), TemporaryDirectory() as folder:
             config, out = read_config(path), Path(folder, 'config.py')
             swap = plan_swap(config)
             read_back(render_child(config, swap, relative_base(str(path), out)), out, swap.config)
     except SwapError as error:
-        return replace(outcome, status=REFUSED, reason=str(error)), None
+        return dict(status=REFUSED, reason=str(error)), None
     except (Exception, _TimeoutError) as error:  # a fault of ours, to be listed as such
-        reason = f'swapping: {type(error).__name__}: {error}'
-        return replace(outcome, status=FAILED, reason=reason), None
-    return outcome, _key(swap.config, outcome)
+        return dict(status=FAILED, reason=f'swapping: {type(error).__name__}: {error}'), None
+    return {}, _key(swap.config, outcome)
 
 
-def _verify(item: tuple[Path, Outcome, int]) -> Outcome:
-    path, outcome, seconds = item
+def _verify(task: Task) -> Found:
+    path, _, seconds = task
     try:
         with _limit(seconds):
             config = read_config(path)
             reason = verify_swap(config, plan_swap(config).config)
-    except (MissingDependencyError, AlikeError) as error:
-        return replace(outcome, status=REFUSED, reason=str(error))
+    except (MissingDependencyError, OriginalFailsTooError) as error:
+        return dict(status=REFUSED, reason=str(error)), None
     except (Exception, _TimeoutError) as error:  # a fault of ours, to be listed as such
-        return replace(outcome, status=FAILED, reason=f'{type(error).__name__}: {error}')
-    return replace(outcome, status=TRAINS if NO_PREDICTION in reason else WORKS, reason=reason)
+        return dict(status=FAILED, reason=f'{type(error).__name__}: {error}'), None
+    return dict(status=TRAINS if NO_PREDICTION in reason else WORKS, reason=reason), None
 
 
 def _key(config: Config, outcome: Outcome) -> str:
@@ -228,23 +213,18 @@ def _be_quiet() -> None:
 
 def make_tables(outcomes: Iterable[Outcome]) -> str:
     """Return as Markdown: outcomes by library and family, other tasks, and every reason."""
-    counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
-    others: Counter = Counter()
+    outcomes = list(outcomes)
+    counts = Counter((o.library, o.family, o.status) for o in outcomes)
+    others = Counter((o.library, o.kind) for o in outcomes if o.status == OTHER)
     reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
     for outcome in outcomes:
-        if outcome.status == OTHER:
-            others[outcome.library, outcome.kind] += 1
-            continue
-        counts[outcome.library, _row(outcome)][outcome.status] += 1
-        if outcome.status != WORKS:
+        if outcome.status not in (WORKS, OTHER):
             reasons[outcome.status, outcome.reason].append(outcome.name)
-    order = {name: place for place, name in enumerate((*FAMILIES, REST, UNREADABLE))}
-    rows = [
-        (library, row, counter.total(), *(counter[status] for status in STATUSES))
-        for (library, row), counter in sorted(
-            counts.items(), key=lambda item: (item[0][0], order[item[0][1]])
-        )
-    ]
+    order, rows = (*FAMILIES, REST, UNREADABLE), []
+    for library, family in product(sorted({o.library for o in outcomes}), order):
+        numbers = [counts[library, family, status] for status in STATUSES]
+        if any(numbers):
+            rows.append((library, family, sum(numbers), *numbers))
     for title, wanted in (('these families', FAMILIES), ('all', order)):
         chosen = [row for row in rows if row[1] in wanted]
         sums = [sum(row[i] for row in chosen) for i in range(2, 3 + len(STATUSES))]
@@ -262,12 +242,6 @@ def make_tables(outcomes: Iterable[Outcome]) -> str:
             make_table(('outcome', 'configs', 'reason', 'for instance'), reason_rows),
         ]
     )
-
-
-def _row(outcome: Outcome) -> str:
-    if outcome.kind == UNREADABLE:
-        return UNREADABLE
-    return outcome.family if outcome.family in FAMILIES else REST
 
 
 def read_outcomes(path: Path) -> list[Outcome]:

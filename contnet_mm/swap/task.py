@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 
 from mmengine.config import Config
@@ -11,16 +11,10 @@ from mmengine.registry import MODELS
 from contnet_mm.apis.config import LIBRARIES
 from contnet_mm.swap.edit import walk
 
-TASKS = (
-    'detection',
-    'instance segmentation',
-    'panoptic segmentation',
-    'semantic segmentation',
-    'classification',
-)
-
+MASKS = ('instance segmentation', 'panoptic segmentation')
+TASKS = ('detection', *MASKS, 'semantic segmentation', 'classification')
 # A class, or a base of it, and what its models are for. The first that fits counts.
-OTHER_KINDS = {
+KINDS = {
     'BaseMOTModel': 'tracking',
     'BaseReID': 're-identification',
     'GroundingDINO': 'grounding',
@@ -30,13 +24,13 @@ OTHER_KINDS = {
     'BaseRetriever': 'retrieval',
     'DepthEstimator': 'depth estimation',
     'MultimodalEncoderDecoder': 'multimodal',
+    'BaseClassifier': 'classification',
+    'BaseSegmentor': 'semantic segmentation',
+    'TwoStagePanopticSegmentor': 'panoptic segmentation',
+    'MaskFormer': 'panoptic segmentation',
+    'SingleStageInstanceSegmentor': 'instance segmentation',
+    'BaseDetector': 'detection',
 }
-
-
-def task_of(config: Config) -> str | None:
-    """Return which of ``TASKS`` a config is for; None for anything else: see :func:`kind_of`."""
-    kind = kind_of(config)
-    return kind if kind in TASKS else None
 
 
 def kind_of(config: Config) -> str:
@@ -57,32 +51,22 @@ def kind_of(config: Config) -> str:
     if 'SemiBaseDetector' in bases:
         model = model['detector']
         bases = class_names(model.get('type'), scope)
-    for name, kind in OTHER_KINDS.items():
-        if name in bases:
-            return kind
-    if 'BaseClassifier' in bases:
-        # A backbone alone, which such configs are for, is nothing that one could train.
-        headless = 'ImageClassifier' in bases and not model.get('head')
-        return 'feature extraction' if headless else 'classification'
-    if 'BaseSegmentor' in bases:
-        return 'semantic segmentation'
-    if 'BaseDetector' in bases:
-        return _kind_of_detector(model, bases, scope)
-    return 'multimodal' if _is_multimodal(model.get('type'), scope) else 'unknown'
-
-
-def _kind_of_detector(model: Mapping, bases: set[str], scope: str | None) -> str:
-    if 'TwoStagePanopticSegmentor' in bases:
-        return 'panoptic segmentation'
-    if 'MaskFormer' in bases:
-        stuff = model.get('panoptic_head', {}).get('num_stuff_classes', 0)
-        return 'panoptic segmentation' if stuff else 'instance segmentation'
-    has_masks = (
-        'SingleStageInstanceSegmentor' in bases
-        or any('mask_head' in part for part in dicts_in(model))
+    kind = next((kind for name, kind in KINDS.items() if name in bases), None)
+    if kind is None:
+        # Where a part of a multimodal model is not installed, MMPretrain puts a function.
+        module = getattr(class_of(model.get('type'), scope), '__module__', None) or ''
+        multimodal = ('mmpretrain.models.multimodal', 'mmpretrain.utils.dependency')
+        return 'multimodal' if module.startswith(multimodal) else 'unknown'
+    if 'ImageClassifier' in bases and kind == 'classification' and not model.get('head'):
+        return 'feature extraction'  # nothing that one could train
+    if 'MaskFormer' in bases and not model.get('panoptic_head', {}).get('num_stuff_classes', 0):
+        return 'instance segmentation'
+    if kind == 'detection' and (
+        any('mask_head' in part for _, part in walk(model))
         or 'RTMDetInsHead' in class_names((model.get('bbox_head') or {}).get('type'), scope)
-    )
-    return 'instance segmentation' if has_masks else 'detection'
+    ):
+        return 'instance segmentation'
+    return kind
 
 
 def library_of(config: Config) -> str | None:
@@ -128,15 +112,3 @@ def type_name(node: object) -> str:
     kind = node.get('type', '') if isinstance(node, Mapping) else ''
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return name.rpartition('.')[2]
-
-
-def dicts_in(node: object) -> Iterator[dict]:
-    """Yield every dict in a part of a config, the outer ones first."""
-    return (part for _, part in walk(node))
-
-
-def _is_multimodal(kind: str | type | None, scope: str | None) -> bool:
-    """Tell MMPretrain's multimodal models, for which a function stands where parts are missing."""
-    found = class_of(kind, scope)
-    module = getattr(found, '__module__', None) or ''
-    return module.startswith(('mmpretrain.models.multimodal', 'mmpretrain.utils.dependency'))

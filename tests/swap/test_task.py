@@ -5,7 +5,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from contnet_mm.apis.config import read_config
-from contnet_mm.swap.task import TASKS, dicts_in, kind_of, library_of, task_of, type_name
+from contnet_mm.swap.edit import walk
+from contnet_mm.swap.task import kind_of, library_of, type_name
 
 KINDS = {
     'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py': 'detection',
@@ -38,7 +39,6 @@ KINDS = {
 def test_kinds_of_the_zoo(name):
     config = read_config(name, import_custom_modules=False)
     assert kind_of(config) == KINDS[name]
-    assert task_of(config) == (KINDS[name] if KINDS[name] in TASKS else None)
 
 
 def test_a_semi_supervised_detector_is_what_it_trains():
@@ -64,7 +64,7 @@ def test_a_class_in_place_of_its_name_says_the_same():
 
     config = Config(dict(model=dict(type=RetinaNet)))
     assert library_of(config) == 'mmdet'
-    assert task_of(config) == 'detection'
+    assert kind_of(config) == 'detection'
     assert type_name(config.model) == 'RetinaNet'
 
 
@@ -86,14 +86,15 @@ def test_a_scope_in_the_type_counts_more_than_the_default():
 def test_asking_leaves_the_default_scope(monkeypatch):
     monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
     DefaultScope.get_instance('caller', scope_name='mmdet')
-    task_of(Config(dict(default_scope='mmseg', model=dict(type='EncoderDecoder'))))
+    kind_of(Config(dict(default_scope='mmseg', model=dict(type='EncoderDecoder'))))
     assert DefaultScope.get_current_instance().scope_name == 'mmdet'
 
 
-def test_dicts_inside_lists_are_found():
+def test_dicts_inside_lists_are_found_with_their_paths():
     inner = dict(type='mmdet.FPN')
-    assert [type_name(part) for part in dicts_in([dict(neck=[inner, (inner,)])])] == [
-        '',
-        'FPN',
-        'FPN',
+    found = walk([dict(neck=[inner, (inner,)])])
+    assert [(path, type_name(part)) for path, part in found] == [
+        ((0,), ''),
+        ((0, 'neck', 0), 'FPN'),
+        ((0, 'neck', 1, 0), 'FPN'),
     ]

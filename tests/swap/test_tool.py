@@ -74,14 +74,15 @@ def test_a_config_is_swapped_verified_and_written(run, folder):
     assert (status, error) == (0, '')
     new = folder / 'classifier_contnet-ti.py'
     text = new.read_text()
-    assert text.startswith("_base_ = 'mine/classifier.py'\n") and 'num_classes' not in text
+    assert "\n_base_ = 'mine/classifier.py'\n" in text and 'num_classes' not in text
+    assert '\n# - model.backbone: ConTNet in place of ResNet.\n' in text
     config = Config.fromfile(new)
     planned = plan_swap(Config.fromfile('mine/classifier.py'), 'tiny').config
     assert first_difference(to_plain(config), to_plain(planned)) is None
     assert config.model.backbone.type == 'contnet_mm.ConTNet'
     assert config.model.head.in_channels == 768
     lines = out.splitlines()
-    assert lines[0].startswith('| key ') and any('| 512 ' in line for line in lines)
+    assert lines[0].startswith('| key |') and any('| 512 ' in line for line in lines)
     assert lines[-2:] == [
         'classifier_contnet-ti.py',
         'mim train mmpretrain classifier_contnet-ti.py',
@@ -126,7 +127,7 @@ def test_a_config_of_a_library_is_inherited_by_its_name(run, folder):
     status, _, error = run(name, '--arch', 'tiny')
     assert (status, error) == (0, '')
     new = folder / 'resnet18_8xb16_cifar10_contnet-ti.py'
-    assert new.read_text().startswith(f"_base_ = '{name}'\n")
+    assert f"\n_base_ = '{name}'\n" in new.read_text()
     assert Config.fromfile(new).model.head.in_channels == 768
 
 
@@ -146,20 +147,23 @@ BROKEN = {
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (['nowhere.py'], 'error: nowhere.py is neither a file nor the name of a config'),
-        (['mmdet::nowhere.py'], 'error: mmdet::nowhere.py is no config of an installed library'),
-        (['mine'], 'error: mine is neither a file'),
+        (
+            ['nowhere.py'],
+            'error: reading nowhere.py: ValueError: nowhere.py is neither a file',
+        ),
+        (['mmdet::nowhere.py'], 'mmdet::nowhere.py is no config of an installed library'),
+        (['mine'], 'mine is neither a file'),
         (
             ['mine/photo.png'],
-            'error: mine/photo.png is no config that can be read: OSError: ',
+            'error: reading mine/photo.png: OSError: ',
         ),
-        (['mine/list.json'], 'mine/list.json is no config that can be read: '),
-        (['mine/syntax.py'], 'mine/syntax.py is no config that can be read: SyntaxError: '),
-        (['mine/raises.py'], 'mine/raises.py is no config that can be read: ZeroDivisionError: '),
-        (['mine/value.py'], 'mine/value.py is no config that can be read: ValueError: invalid'),
-        (['mine/leaves.py'], 'mine/leaves.py is no config that can be read: SystemExit: 3'),
-        (['mine/binary.py'], 'mine/binary.py is no config that can be read: '),
-        (['mine/scope.py'], 'error: default_scope of mine/scope.py is None'),
+        (['mine/list.json'], 'reading mine/list.json: '),
+        (['mine/syntax.py'], 'reading mine/syntax.py: SyntaxError: '),
+        (['mine/raises.py'], 'reading mine/raises.py: ZeroDivisionError: '),
+        (['mine/value.py'], 'reading mine/value.py: ValueError: invalid'),
+        (['mine/leaves.py'], 'reading mine/leaves.py: SystemExit: 3'),
+        (['mine/binary.py'], 'reading mine/binary.py: '),
+        (['mine/scope.py'], 'default_scope of mine/scope.py is None'),
         (['mine/data.py'], 'mine/data.py: it has no model'),
         (['mine/headless.py'], 'mine/headless.py: FasterRCNN has no backbone'),
         (['mine/wrong.py'], 'NoSuchNeck'),
@@ -189,7 +193,7 @@ def test_bad_input_is_named_and_leaves_no_file(run, folder, arguments, message):
 
 def test_what_does_not_train_is_not_written(run, folder, monkeypatch):
     import contnet_mm.swap.trial.verify
-    from contnet_mm.swap.changes import SwapError
+    from contnet_mm.swap.edit import SwapError
 
     seen = []
 

@@ -8,30 +8,13 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from contnet_mm.apis.config import read_config
-from contnet_mm.swap.backbone import short_name
-from contnet_mm.swap.changes import Swap, SwapError
+from contnet_mm.swap.edit import Swap, SwapError, dotted, find_value
+from contnet_mm.swap.plan import short_name
 from contnet_mm.swap.text.difference import MISSING, to_plain
-from contnet_mm.swap.text.source import write_inline
+from contnet_mm.swap.text.source import write_value
+from contnet_mm.utils.markdown import make_table
 
 LONGEST_VALUE = 40  # columns
-
-
-def read_original(name: str) -> Config:
-    """Read the config before; as :func:`~contnet_mm.apis.config.read_config`.
-
-    Raises:
-        ValueError: Whatever goes wrong, with the name of the config.
-    """
-    try:
-        return read_config(name)
-    except (Exception, SystemExit) as error:  # a config is code: anything can go wrong in it
-        message, _, _ = str(error).partition('\n')
-        if isinstance(error, ValueError) and name in message:
-            raise
-        raise ValueError(
-            f'{name} is no config that can be read: {type(error).__name__}: {message}'
-        ) from error
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, object]:
@@ -61,37 +44,21 @@ def default_out(config_name: str, arch: str) -> Path:
     return Path(f'{stem}_contnet-{short_name(arch)}.py')
 
 
-def make_table(original: Config, swap: Swap) -> str:
+def list_changes(original: Config, swap: Swap) -> str:
     """Return a Markdown table of what a swap changed: key, value before and after, reason."""
-    before, after = to_plain(original), to_plain(swap.config)
-    rows = [('key', 'was', 'is', 'why')]
-    for change in swap.changes:
-        values = [_shorten(_find(plain, change.path)) for plain in (before, after)]
-        rows.append(('.'.join(map(str, change.path)), *values, change.why))
-    # The last column ends where its text ends.
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]] + [3]
-    rows.insert(1, tuple('-' * width for width in widths))
-    lines = [
-        ' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
+    configs = to_plain(original), to_plain(swap.config)
+    rows = [
+        (dotted(path), *(_shorten(find_value(config, path, MISSING)) for config in configs), why)
+        for path, why in swap.changes.items()
     ]
-    return ''.join(f'| {line} |\n' for line in lines)
-
-
-def _find(value: object, path: Sequence[str | int]) -> object:
-    for key in path:
-        try:
-            value = value[key]
-        except (KeyError, IndexError, TypeError):
-            return MISSING
-    return value
+    return make_table(('key', 'was', 'is', 'why'), rows)
 
 
 def _shorten(value: object) -> str:
     if value is MISSING:
         return '-'
     try:
-        text = write_inline(value)
+        text = write_value(value)
     except SwapError:  # what no config can hold can still be shown
         text = ' '.join(repr(value).split())
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + '...'

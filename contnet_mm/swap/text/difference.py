@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import FunctionType
 
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
 
-from contnet_mm.swap.changes import SwapError
+from contnet_mm.swap.edit import KeyPath, SwapError
 
 DELETE = '_delete_'
 MISSING = object()
@@ -36,33 +37,23 @@ def _to_plain(value: object, key: object = None) -> object:
     return value
 
 
-def first_difference(left: object, right: object) -> tuple | None:
-    """Return the keys and places that lead to the first difference; None if there is none.
+def first_difference(left: object, right: object) -> KeyPath | None:
+    """Return the path of the first difference; None if there is none.
 
     The order of keys is no difference; the kind of a value is: 1 is not 1.0, and a list no tuple.
     """
     if isinstance(left, dict) and isinstance(right, dict):
-        keys = [*left, *(key for key in right if key not in left)]
-        pairs = ((key, left.get(key, MISSING), right.get(key, MISSING)) for key in keys)
-    elif type(left) is type(right) and isinstance(left, (list, tuple)):
-        if len(left) != len(right):
-            return ()
+        pairs = [(key, left.get(key, MISSING), right.get(key, MISSING)) for key in left | right]
+    elif type(left) is not type(right):
+        return ()
+    elif isinstance(left, (list, tuple)) and len(left) == len(right):
         pairs = zip(range(len(left)), left, right, strict=True)
+    elif isinstance(left, float):  # nan is itself, and 0.0 is not -0.0
+        return None if repr(left) == repr(right) else ()
     else:
-        return None if _is_same(left, right) else ()
-    for key, one, other in pairs:
-        inner = first_difference(one, other)
-        if inner is not None:
-            return (key, *inner)
-    return None
-
-
-def _is_same(left: object, right: object) -> bool:
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, float):  # nan is itself, and 0.0 is not -0.0
-        return repr(left) == repr(right)
-    return left is right or left == right
+        return None if left is right or left == right else ()
+    inner = ((key, first_difference(one, other)) for key, one, other in pairs)
+    return next(((key, *path) for key, path in inner if path is not None), None)
 
 
 def state_difference(old: dict, new: dict) -> dict:
@@ -74,42 +65,34 @@ def state_difference(old: dict, new: dict) -> dict:
     Raises:
         SwapError: If no config that inherits ``old`` can be ``new``.
     """
-    lost = [key for key in old if key not in new]
-    if lost:
-        raise SwapError(
-            f'{lost[0]} is in the config and shall not be after the swap, which a config that '
-            'inherits it cannot say; write it self-contained (--flat)'
-        )
-    stated = _state(old, new)
-    if stated is None:
+    for key in old:
+        if key not in new:
+            raise SwapError(
+                f'{key} is in the config and shall not be after the swap, which a config that '
+                'inherits it cannot say; write it self-contained (--flat)'
+            )
+    stated = {}
+    for key, value in new.items():
+        before = old.get(key, MISSING)
+        if first_difference(before, value) is not None:
+            is_merged = before is not MISSING and isinstance(value, dict)
+            stated[key] = _state_dict(before, value) if is_merged else value
+    # Merging takes this key for its own, so that it can be added to nothing that is there.
+    _check_no_delete(stated)
+    return stated
+
+
+def _state_dict(old: object, new: dict) -> dict:
+    if isinstance(old, dict) and first_difference(old.get('type'), new.get('type')) is None:
+        with suppress(SwapError):
+            return state_difference(old, new)
+    _check_no_delete(new)
+    return {DELETE: True, **new}
+
+
+def _check_no_delete(stated: dict) -> None:
+    if DELETE in stated:
         raise SwapError(
             f'a key {DELETE} is left over in the config, which one that inherits it cannot '
             'repeat; write it self-contained (--flat)'
         )
-    return stated
-
-
-def _state(old: dict, new: dict) -> dict | None:
-    """Return what turns one dict into the other by merging; None if nothing does."""
-    if any(key not in new for key in old):
-        return None
-    stated = {}
-    for key, value in new.items():
-        before = old.get(key, MISSING)
-        if first_difference(before, value) is None:
-            continue
-        if before is not MISSING and isinstance(value, dict):
-            value = _state_dict(before, value)
-            if value is None:
-                return None
-        stated[key] = value
-    # Merging takes this key for its own, so that it can be added to nothing that is there.
-    return None if DELETE in stated else stated
-
-
-def _state_dict(old: object, new: dict) -> dict | None:
-    if isinstance(old, dict) and first_difference(old.get('type'), new.get('type')) is None:
-        stated = _state(old, new)
-        if stated is not None:
-            return stated
-    return None if DELETE in new else {DELETE: True, **new}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import textwrap
+from collections import defaultdict
 from pathlib import Path
 
 from mmengine.config import Config
 
 from contnet_mm.apis.config import find_config
-from contnet_mm.swap.changes import Change, Swap, SwapError
+from contnet_mm.swap.edit import Swap, SwapError, dotted
+from contnet_mm.swap.sandbox import failing
 from contnet_mm.swap.text.difference import first_difference, state_difference, to_plain
-from contnet_mm.swap.text.source import clean_comment, write_assignment
-from contnet_mm.utils.files import write_file
+from contnet_mm.swap.text.source import WIDTH, write_assignment
 
 # What a reader looks for first; the rest keeps its order.
 FIRST = ('_base_', 'custom_imports', 'model')
@@ -39,7 +40,7 @@ def render_child(original: Config, swap: Swap, base: str) -> str:
     if is_pure_python(original):
         raise SwapError('a config in pure-Python style is inherited by none but its own style')
     stated = state_difference(to_plain(original), to_plain(swap.config))
-    return _render({'_base_': base, **stated}, swap.changes)
+    return _render(f'{base} with ConTNet in it.', swap, {'_base_': base, **stated})
 
 
 def render_flat(swap: Swap, original_name: str) -> str:
@@ -52,19 +53,36 @@ def render_flat(swap: Swap, original_name: str) -> str:
     Raises:
         SwapError: If a value in it has no source.
     """
-    head = f'# {clean_comment(original_name)} with ConTNet in it, self-contained.\n'
-    return head + _render(to_plain(swap.config), swap.changes)
+    title = f'{original_name} with ConTNet in it, self-contained.'
+    return _render(title, swap, to_plain(swap.config))
+
+
+def _render(title: str, swap: Swap, variables: dict) -> str:
+    paths = defaultdict(list)
+    for path, why in swap.changes.items():
+        paths[why].append(dotted(path))
+    comments = [title, *(f'- {", ".join(keys)}: {why}' for why, keys in paths.items())]
+    text = ''.join(map(_comment, comments))
+    is_long = True
+    for key in dict.fromkeys(key for key in (*FIRST, *variables) if key in variables):
+        part = write_assignment(key, variables[key])
+        # One line may follow another; what is longer gets room around it.
+        was_long, is_long = is_long, part.count('\n') > 1
+        text += '\n' + part if was_long or is_long else part
+    return text
+
+
+def _comment(text: str) -> str:
+    """Return a text as lines of comment that MMEngine's ``{{ }}`` leave alone."""
+    text = ' '.join(text.split()).replace('{{', '{ {')
+    options = dict(subsequent_indent='#   ', break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, WIDTH, initial_indent='# ', **options) + '\n'
 
 
 def relative_base(config_name: str, out: Path) -> str:
-    """Return what a config file writes into ``_base_`` to inherit another.
+    """Return what a config file ``out`` writes into ``_base_`` to inherit another.
 
-    Args:
-        config_name: As :func:`~contnet_mm.apis.config.read_config` takes it.
-        out: Path of the file that inherits.
-
-    Returns:
-        ``mmdet::...`` as it is, else a path relative to the folder of ``out``.
+    That is ``mmdet::...`` as it is, else a path relative to the folder of ``out``.
 
     Raises:
         ValueError: If there is no such config.
@@ -76,11 +94,7 @@ def relative_base(config_name: str, out: Path) -> str:
 
 
 def check_out(out: Path) -> None:
-    """Raise unless a config can be written to a path.
-
-    Raises:
-        ValueError: If it exists, does not end in .py, or its folder does not exist.
-    """
+    """Raise ValueError for a path that exists, does not end in .py, or is in no folder."""
     if out.suffix != '.py':
         raise ValueError(f'{out} must end in .py')
     if os.path.lexists(out):
@@ -90,100 +104,27 @@ def check_out(out: Path) -> None:
 
 
 def read_back(text: str, out: Path, expected: Config) -> Config:
-    """Return the config that a text gives in the folder of a path.
+    """Return the config that a text gives where it is to be written.
 
-    Args:
-        text: Of the config.
-        out: Where it is to be written. A file beside it is written and removed again.
-        expected: What it must be.
+    A file beside ``out`` is written and removed again.
 
     Raises:
-        SwapError: If it does not parse or is not what is expected.
+        SwapError: If it does not parse, or is not the config that is expected.
         ValueError: If nothing can be written there.
     """
     unfinished = out.with_name(f'.{out.stem}.{os.getpid()}.unfinished.py')
     try:
         unfinished.write_text(text, encoding='utf-8')
+        with failing(f'what would be written to {out} does not parse'):
+            config = Config.fromfile(unfinished, import_custom_modules=False)
     except OSError as error:
         raise ValueError(f'nothing can be written to {out.parent}: {error.strerror}') from error
-    try:
-        config = Config.fromfile(unfinished, import_custom_modules=False)
-    except Exception as error:  # a config is code: anything can go wrong in it
-        raise SwapError(
-            f'what would be written to {out} does not parse: {type(error).__name__}: {error}'
-        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
     where = first_difference(to_plain(config), to_plain(expected))
     if where is not None:
         raise SwapError(
             f'what would be written to {out} is not the config that was planned; the first '
-            f'difference is at {".".join(map(str, where))}'
+            f'difference is at {dotted(where)}'
         )
     return config
-
-
-def write_config(text: str, out: Path, expected: Config) -> None:
-    """Write a config file, whole or not at all, if it gives what is expected.
-
-    Args:
-        text: Of the config.
-        out: Path of a file that does not exist yet.
-        expected: What it must parse to.
-
-    Raises:
-        SwapError: If it does not parse or is not what is expected.
-        ValueError: If it cannot be written there.
-    """
-    check_out(out)
-    read_back(text, out, expected)
-    write_file(out, text)
-
-
-def _render(variables: dict, changes: Sequence[Change]) -> str:
-    comments = _place_comments(variables, changes)
-    keys = [key for key in FIRST if key in variables]
-    keys += [key for key in variables if key not in FIRST]
-    parts = [write_assignment(key, variables[key], comments) for key in keys]
-    text = ''
-    for number, part in enumerate(parts):
-        # One line may follow another; what is longer gets room around it.
-        is_long = part.count('\n') > 1 or parts[number - 1].count('\n') > 1
-        text += '\n' + part if number and is_long else part
-    return text
-
-
-def _place_comments(variables: dict, changes: Sequence[Change]) -> dict[tuple, list[str]]:
-    """Return the reasons of changes by the nearest key that is written."""
-    comments: dict[tuple, list[str]] = {}
-    for change in changes:
-        value, path = variables, ()
-        for key in change.path:
-            if not isinstance(value, dict) or key not in value:
-                break
-            value, path = value[key], (*path, key)
-        why = clean_comment(change.why)
-        if path and why not in comments.get(path, ()):
-            comments.setdefault(path, []).append(why)
-    for key, value in variables.items():
-        _say_once(comments, (key,), value)
-    return comments
-
-
-def _say_once(comments: dict[tuple, list[str]], path: tuple, value: object) -> None:
-    """Move what is said above every key of a dict to the dict; drop what the key before says."""
-    if not isinstance(value, dict) or not value:
-        return
-    inner = [(*path, key) for key in value]
-    for at, item in zip(inner, value.values(), strict=True):
-        _say_once(comments, at, item)
-    said = [comments.get(at) for at in inner]
-    if said[0] and all(each == said[0] for each in said):
-        above = comments.setdefault(path, [])
-        above += [why for why in said[0] if why not in above]
-        said.insert(0, said[0])
-    else:
-        said.insert(0, None)
-    for at, before in zip(inner, said, strict=False):
-        if before and comments.get(at) == before:
-            del comments[at]

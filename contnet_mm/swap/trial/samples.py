@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from contnet_mm.swap.task import dicts_in, library_of, task_of, type_name
+from contnet_mm.swap.edit import walk
+from contnet_mm.swap.task import MASKS, kind_of, library_of, type_name
 
 DETECTION_SIZES = ((97, 131), (64, 90))  # of the two images, where a detector takes any
 CLASSIFICATION_SIDE = 64
 LEAST_HEIGHT, LEAST_WIDTH = 64, 96
 NUM_BOXES = (3, 2)
 NUM_PROPOSALS = 50
+# Transforms that set the size of every image, and the argument that tells it. The last two leave
+# it open.
+SIZE_KEYS = {
+    'RandomCenterCropPad': 'crop_size',
+    'RandomCrop': 'crop_size',
+    'CenterCrop': 'crop_size',
+    'RandomResizedCrop': 'scale',
+    'EfficientNetRandomCrop': 'scale',
+    'Pad': 'size',
+    'Resize': 'scale',
+    'RandomResize': '',
+    'RandomChoiceResize': '',
+}
 
 
 def make_batch(config: Config, model: nn.Module, scale: int = 1) -> dict:
@@ -31,19 +43,11 @@ def make_batch(config: Config, model: nn.Module, scale: int = 1) -> dict:
 
     Returns:
         ``inputs``, two images [C, H, W] of bytes, and their ``data_samples``.
-
-    Raises:
-        ValueError: If the config belongs to none of the three libraries.
     """
-    library = library_of(config)
     make_sample = {'mmdet': _detection, 'mmseg': _segmentation, 'mmpretrain': _classification}
-    if library not in make_sample:
-        raise ValueError(
-            f'default_scope is {config.get("default_scope")!r}; it must be one of '
-            f'{", ".join(make_sample)}'
-        )
+    library = library_of(config)
     rng = np.random.RandomState(0)
-    has_masks = task_of(config) in ('instance segmentation', 'panoptic segmentation')
+    has_masks = kind_of(config) in MASKS
     channels = len((config.model.get('data_preprocessor') or {}).get('mean') or 'rgb')
     batch = {'inputs': [], 'data_samples': []}
     sizes = image_sizes(config, scale)
@@ -76,7 +80,7 @@ def image_sizes(config: Config, scale: int = 1) -> list[tuple[int, int]]:
         is_ours = type_name(config.model.get('backbone')) == 'ConTNet'
         small = (CLASSIFICATION_SIDE * scale,) * 2
         return [small if is_ours else _crop(config) or small] * 2
-    fixed = [part['input_size'] for part in dicts_in(config.model) if 'input_size' in part]
+    fixed = [part['input_size'] for _, part in walk(config.model) if 'input_size' in part]
     if fixed:  # SSD's boxes and layers are for this size alone
         return [(fixed[0], fixed[0])] * 2
     crop = _crop(config)
@@ -93,21 +97,16 @@ def _like(side: int, least: int, divisor: int) -> int:
 def _crop(config: Config) -> tuple[int, int] | None:
     """Return the height and width that the training pipeline gives every image, if it does."""
     size = None
-    for step in dicts_in((config.get('train_dataloader') or {}).get('dataset')):
+    for _, step in walk((config.get('train_dataloader') or {}).get('dataset')):
         kind = type_name(step)
-        if kind in ('RandomCenterCropPad', 'RandomCrop', 'CenterCrop'):
-            # MMDetection's random crop leaves smaller images smaller.
-            fixed = kind != 'RandomCrop' or library_of(config) == 'mmpretrain'
-            size = step.get('crop_size') if fixed else None
-        elif kind in ('RandomResizedCrop', 'EfficientNetRandomCrop'):
-            size = step.get('scale')
-        elif kind == 'Pad' and 'size' in step:  # (width, height), as all scales
-            size = step['size']
-            size = size[::-1] if isinstance(size, (list, tuple)) else size
-        elif kind == 'Resize':
-            size = None if step.get('keep_ratio') else step.get('scale')
-            size = size[::-1] if isinstance(size, (list, tuple)) else size
-        elif kind in ('RandomResize', 'RandomChoiceResize'):
+        if kind not in SIZE_KEYS or (kind == 'Pad' and 'size' not in step):
+            continue
+        size = step.get(SIZE_KEYS[kind])
+        if kind in ('Pad', 'Resize') and isinstance(size, (list, tuple)):
+            size = size[::-1]  # (width, height)
+        # MMDetection's random crop leaves smaller images smaller.
+        crops_some = kind == 'RandomCrop' and library_of(config) != 'mmpretrain'
+        if crops_some or (kind == 'Resize' and step.get('keep_ratio')):
             size = None
     if isinstance(size, int):
         return (size, size)
@@ -143,7 +142,7 @@ def _detection(rng: np.random.RandomState, model: nn.Module, index: int, size: t
 def _segmentation(rng: np.random.RandomState, model: nn.Module, index: int, size: tuple[int, int]):
     from mmseg.structures import SegDataSample
 
-    labels = _label_map(rng, last(model.decode_head).num_classes, size)
+    labels = _label_map(rng, find_head(model, 'decode_head').num_classes, size)
     sample = SegDataSample(metainfo=_meta(index, size))
     sample.gt_sem_seg = PixelData(data=labels)
     edges = torch.zeros_like(labels)  # of the classes: PIDNet learns them as well
@@ -180,34 +179,30 @@ def _meta(index: int, size: tuple[int, int]) -> dict:
 def num_things(model: nn.Module) -> int:
     """Return the number of classes of boxes that a detector's heads were built for."""
     for path in ('roi_head.bbox_head', 'panoptic_head', 'bbox_head', 'mask_head', 'rpn_head'):
-        head = model
-        for name in path.split('.'):
-            head = getattr(head, name, None)
-        if head is not None:
-            head = last(head)
-            classes = getattr(head, 'num_things_classes', None) or getattr(
-                head, 'num_classes', None
-            )
-            if classes:
-                return classes
+        head = find_head(model, path)
+        classes = getattr(head, 'num_things_classes', None) or getattr(head, 'num_classes', None)
+        if classes:
+            return classes
     raise ValueError(f'no head of {type(model).__name__} says how many classes there are')
 
 
 def num_semantic(model: nn.Module) -> int:
     """Return the number of classes of a detector's semantic truth, 0 if it takes none."""
-    for part in (model, getattr(model, 'roi_head', None)):
-        for name in ('semantic_head', 'panoptic_head'):
-            head = getattr(part, name, None)
-            if head is not None and hasattr(head, 'num_stuff_classes'):
-                both = head.num_things_classes + head.num_stuff_classes
-                return both if head.num_stuff_classes else 0
-            if head is not None:
-                return head.num_classes
+    for path in ('semantic_head', 'panoptic_head', 'roi_head.semantic_head'):
+        head = find_head(model, path)
+        if hasattr(head, 'num_stuff_classes'):
+            stuff = head.num_stuff_classes
+            return head.num_things_classes + stuff if stuff else 0
+        if head is not None:
+            return head.num_classes
     return 0
 
 
-def last(head: nn.Module) -> nn.Module:
-    """Return a head, or the last of a cascade of them."""
+def find_head(model: nn.Module, path: str) -> nn.Module | None:
+    """Return the head at a dotted path, the last one of a cascade; None where there is none."""
+    head = model
+    for name in path.split('.'):
+        head = getattr(head, name, None)
     return head[-1] if isinstance(head, nn.ModuleList) else head
 
 
@@ -239,15 +234,3 @@ def _label_map(rng: np.random.RandomState, num_classes: int, size: tuple[int, in
     blocks = rng.randint(0, num_classes, [-(-side // 8) for side in size])
     labels = blocks.repeat(8, axis=0).repeat(8, axis=1)[: size[0], : size[1]]
     return torch.from_numpy(labels.astype(np.int64))[None]
-
-
-def tensors_in(node: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested sequences, dicts and data samples."""
-    if isinstance(node, Tensor):
-        yield node
-    elif isinstance(node, dict) or hasattr(node, 'all_items'):
-        for _, value in node.items():
-            yield from tensors_in(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from tensors_in(value)
