@@ -74,8 +74,9 @@ def fix_optimizer(swap: Swap, old: nn.Module, new: nn.Module) -> None:
     keys = dict(cfg.get('custom_keys') or {})
     table = next((keys[key] for key in TABLES if key in keys), None)
     if table is not None and 'position' not in keys:
+        keys['position'] = dict(table)
         why = "The same for ConTNet's tables."
-        swap.set((*PARAMWISE, 'custom_keys', 'position'), dict(table), why)
+        swap.set((*PARAMWISE, 'custom_keys', 'position'), keys['position'], why)
     scaled = any(cfg.get(key, 1) != 1 for key in ('bias_lr_mult', 'bias_decay_mult'))
     if scaled and not any(key.startswith('backbone') for key in keys) and not _has_biases(old):
         why = f'Biases are treated apart, and those of {name} were of norms alone.'

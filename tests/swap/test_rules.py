@@ -200,6 +200,14 @@ def test_biases_that_the_old_backbone_had_none_of_learn_as_the_weights():
         assert config.optim_wrapper.paramwise_cfg.get('custom_keys') == expected
 
 
+def test_rules_for_tables_and_for_biases_stand_side_by_side():
+    old = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
+    keys = dict(pos_embed=dict(decay_mult=0.0))
+    config, _ = optimized(old, paramwise_cfg=dict(bias_lr_mult=2.0, custom_keys=keys))
+    added = dict(position=dict(decay_mult=0.0), backbone=dict(lr_mult=1.0))
+    assert config.optim_wrapper.paramwise_cfg.custom_keys == {**keys, **added}
+
+
 def test_keys_that_match_nothing_any_more_are_left_to_judge():
     old = nn.ModuleDict({'patch_embed': nn.Linear(1, 1)})
     keys = {'backbone.patch_embed': dict(lr_mult=0.1), 'backbone': dict(lr_mult=0.1)}
