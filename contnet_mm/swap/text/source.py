@@ -52,21 +52,20 @@ def write_value(value: object, path: KeyPath = (), indent: int = 0, room: float 
         is_call = all(type(key) is str and _is_name(key) for key in value)
         opening, closing = ('dict(', ')') if is_call else ('{', '}')
         names = [f'{key}=' if is_call else write_value(key, path) + ': ' for key in value]
-        items = list(value.items())
+        parts = list(zip(names, value, value.values(), strict=True))
     elif type(value) in (list, tuple):
         opening, closing = '[]' if type(value) is list else '()'
-        names, items = [''] * len(value), list(enumerate(value))
+        parts = [('', index, item) for index, item in enumerate(value)]
     else:
         return _write_scalar(value, path)
-    named = list(zip(names, items, strict=True))
-    inline = ', '.join(name + write_value(item, (*path, key)) for name, (key, item) in named)
+    inline = ', '.join(name + write_value(item, (*path, key)) for name, key, item in parts)
     comma = ',' if type(value) is tuple and len(value) == 1 else ''
     inline = opening + inline + comma + closing
-    if not items or len(inline) <= room:
+    if not parts or len(inline) <= room:
         return inline
     indent += INDENT
     lines = opening + '\n'
-    for name, (key, item) in named:
+    for name, key, item in parts:
         left = WIDTH - indent - len(name) - len(',')
         lines += f'{" " * indent}{name}{write_value(item, (*path, key), indent, left)},\n'
     return lines + ' ' * (indent - INDENT) + closing
