@@ -20,9 +20,9 @@ LIMITS = {
     'nms_pre': 100,
     'max_per_img': 100,
     'max_per_image': 20,
-    'num': 64,  # of samplers
     'num_points': 256,
 }
+NUM_SAMPLES = 64
 NUM_QUERIES = 100
 NUM_MASKS = 20
 MAX_DIVISOR = 128
@@ -102,6 +102,9 @@ def _shrink_detector(model: ConfigDict) -> None:
         for key, limit in LIMITS.items():
             if isinstance(part.get(key), int) and part[key] > limit:
                 part[key] = limit
+        sampler = part.get('sampler') or {}
+        if sampler.get('num', 0) > NUM_SAMPLES:
+            sampler['num'] = NUM_SAMPLES
     if model.get('num_queries', 0) > NUM_QUERIES:  # two-stage DETRs take them from the maps
         model.num_queries = NUM_QUERIES
     rcnn = (model.get('test_cfg') or {}).get('rcnn')
