@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -32,9 +33,7 @@ from contnet_mm.benchmark.plan import (  # noqa: E402
     parse_size,
     plan_cells,
 )
-from contnet_mm.benchmark.plot import draw_ratios  # noqa: E402
 from contnet_mm.benchmark.report import render_report  # noqa: E402
-from contnet_mm.benchmark.results import read_runs, write_run  # noqa: E402
 from contnet_mm.benchmark.run import run_multiscale, run_table  # noqa: E402
 from contnet_mm.benchmark.shapes import multiscale_shapes  # noqa: E402
 from contnet_mm.utils.files import write_file  # noqa: E402
@@ -44,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Writes benchmark.json, benchmark.md and benchmark.png. A cell that fails is '
+        epilog='Writes benchmark.json and benchmark.md. A cell that fails is '
         'reported as failed and does not end the run. Interrupted, it keeps what is done.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -93,13 +92,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--out-dir', type=Path, default=Path('work_dirs/benchmark'), help='folder to write to'
     )
-    parser.add_argument(
-        '--from-json',
-        type=Path,
-        nargs='+',
-        metavar='FILE',
-        help='run nothing, write table and picture of these results of one machine again',
-    )
     return parser
 
 
@@ -131,7 +123,7 @@ def run_all(args: argparse.Namespace, tables: list[tuple], run: dict) -> None:
     shapes = multiscale_shapes(args.shapes, args.seed)
 
     def save() -> None:
-        write_run(args.out_dir / 'benchmark.json', run)
+        write_file(args.out_dir / 'benchmark.json', json.dumps(run, indent=1) + '\n')
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -157,26 +149,23 @@ def run_all(args: argparse.Namespace, tables: list[tuple], run: dict) -> None:
         save()
 
 
-def write_pages(out_dir: Path, runs: list[dict], reference: str) -> None:
-    """Writes the tables and the picture."""
-    write_file(out_dir / 'benchmark.md', render_report(runs, reference))
-    write_file(out_dir / 'benchmark.png', draw_ratios(runs, reference))
+def write_page(out_dir: Path, run: dict, reference: str) -> None:
+    """Writes the tables."""
+    write_file(out_dir / 'benchmark.md', render_report(run, reference))
     print(f'{out_dir}/benchmark.md')
 
 
 def main() -> None:
-    """Runs the benchmark, or draws one again."""
+    """Run the benchmark."""
     parser = make_parser()
     args = parser.parse_args()
     try:
-        if args.from_json:
-            write_pages(args.out_dir, read_runs(args.from_json), args.reference)
-            return
         tables = plan(args)
         multiscale_shapes(args.shapes, args.seed)
-    except (FileNotFoundError, ValueError) as error:
+    except ValueError as error:
         parser.error(str(error))
     run = dict(
+        format=1,
         date=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
         command=command_line(sys.argv[1:]),
         rounds=args.rounds,
@@ -191,9 +180,9 @@ def main() -> None:
             run_all(args, tables, run)
         except KeyboardInterrupt:
             print('interrupted: what is done is kept', file=sys.stderr)
-            write_pages(args.out_dir, [run], args.reference)
+            write_page(args.out_dir, run, args.reference)
             sys.exit(130)
-    write_pages(args.out_dir, [run], args.reference)
+    write_page(args.out_dir, run, args.reference)
 
 
 if __name__ == '__main__':

@@ -5,8 +5,8 @@
 #   bash tools/gpu_check.sh [WHEELS]
 #
 # Needs a checkout, torch, triton, torchvision and timm; nothing is downloaded. WHEELS is a folder
-# with wheels of MMEngine, matplotlib, pytest and hypothesis and of what they need; what is there
-# already is not replaced. Results go to $OUT, or work_dirs/gpu_check. Exits with 1 if a step fails.
+# with wheels of MMEngine, pytest and hypothesis and of what they need; what is there already is not
+# replaced. Results go to $OUT, or work_dirs/gpu_check. Exits with 1 if a step fails.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 wheels=${1:-}
@@ -36,7 +36,7 @@ try:
     import torch
     if not torch.cuda.is_available():
         sys.exit('gpu_check: torch sees no CUDA device')
-    import hypothesis, matplotlib, pytest, timm, torchvision, triton
+    import hypothesis, pytest, timm, torchvision, triton
     from contnet_mm.models import kernels
 except ImportError as error:
     sys.exit(f'gpu_check: {error}; give a folder with its wheels: bash tools/gpu_check.sh WHEELS')

@@ -19,24 +19,20 @@ FAILED = '*failed*'
 NOT_RUN = '*not run*'
 
 
-def render_report(runs: Sequence[Mapping], reference: str) -> str:
-    """Write all tables of some runs of one machine.
+def render_report(run: Mapping, reference: str) -> str:
+    """Write all tables of a run.
 
     Args:
-        runs: As :func:`~contnet_mm.benchmark.results.read_runs` gives them.
+        run: What benchmark.json holds.
         reference: The network whose times the others are divided by.
 
     Returns:
         A Markdown page.
     """
-    parts = ['# Benchmark', _explain(reference)]
-    for number, run in enumerate(runs, start=1):
-        title = f'## Run {number}' if len(runs) > 1 else '## Run'
-        parts += [title, _facts(run)]
-        for table in run['tables']:
-            multiscale = table['size'] == MULTISCALE
-            render = _render_multiscale if multiscale else _render_table
-            parts += [f'### {table["size"]}, {table["pass"]}', *render(table, reference)]
+    parts = ['# Benchmark', _explain(reference), '## Run', _facts(run)]
+    for table in run['tables']:
+        render = _render_multiscale if table['size'] == MULTISCALE else _render_table
+        parts += [f'### {table["size"]}, {table["pass"]}', *render(table, reference)]
     return '\n\n'.join(parts) + '\n'
 
 

@@ -15,9 +15,7 @@ from contnet_mm.benchmark.measure import MAX_REASON, Step, forget_compiled, reas
 from contnet_mm.benchmark.memory import measure_peak, peak_in_subprocess
 from contnet_mm.benchmark.networks import CHANNELS_LAST, Setting, build_network, list_settings
 from contnet_mm.benchmark.plan import MULTISCALE, NETWORKS, Cell, Size, parse_size, plan_cells
-from contnet_mm.benchmark.plot import draw_ratios
 from contnet_mm.benchmark.report import best_lines, render_report
-from contnet_mm.benchmark.results import read_runs, write_run
 from contnet_mm.benchmark.shapes import multiscale_shapes, resize_keeping_ratio
 from contnet_mm.benchmark.statistics import (
     Spread,
@@ -28,6 +26,7 @@ from contnet_mm.benchmark.statistics import (
     ratio,
     spread,
 )
+from contnet_mm.utils.files import write_file
 from tests.helpers import ROOT
 
 TOOL = ROOT / 'tools' / 'benchmark.py'
@@ -167,7 +166,7 @@ def test_table_divides_by_the_fastest_mode_and_by_the_plain_reading_in_the_same_
         made_cell('resnet50', [0.005, 0.005], mode='compiled'),
         made_cell('resnet50', [0.001, 0.001], dtype='bfloat16'),
     ]
-    rows = rows_of(render_report([made_run(cells)], 'resnet50'))
+    rows = rows_of(render_report(made_run(cells), 'resnet50'))
     ours = rows['contnet-m', 'eager', 'float32']
     assert ours[1:] == ['10 [10-10]', '2 [2-2]', '0.5 [0.5-0.5]', '12', '-']
     assert rows['plain-m', 'compiled', 'float32'][-1] == '32'
@@ -184,14 +183,13 @@ def test_failed_cells_and_settings_are_shown_with_their_reasons():
         made_cell('resnet50', [1.0, 1.0], trials=[trial], memory_error='not told'),
         made_cell('convnext-t', []),
     ]
-    page = render_report([made_run(cells)], 'resnet50')
+    page = render_report(made_run(cells), 'resnet50')
     rows = rows_of(page)
     assert rows['swin-t', 'compiled', 'float32'][1] == '*failed*'
     assert rows['convnext-t', 'eager', 'float32'][1] == '*not run*'
     assert '- swin-t compiled float32: the compiler failed' in page
     assert 'only the setting timm, contiguous: no such size' in page
     assert '- resnet50 eager float32, its memory: not told' in page
-    assert draw_ratios([made_run(cells)], 'resnet50').startswith(b'\x89PNG')
 
 
 def test_multiscale_table_shows_passes_and_compiled_graphs():
@@ -204,11 +202,10 @@ def test_multiscale_table_shows_passes_and_compiled_graphs():
     whole['tables'] = [
         {'size': MULTISCALE, 'pass': 'training', 'cells': cells, 'shapes': ['2x64x64']}
     ]
-    rows = rows_of(render_report([whole], 'resnet50'))
+    rows = rows_of(render_report(whole, 'resnet50'))
     ours = rows['contnet-m', 'dynamic', 'float32']
     assert ours[1:] == ['9', '3', '0.5', '1', '2', '0']
     assert rows['swin-t', 'dynamic', 'float32'][1] == '*failed*'
-    assert draw_ratios([whole], 'resnet50').startswith(b'\x89PNG')
 
 
 def test_reason_is_one_line_without_folders():
@@ -388,10 +385,10 @@ def test_an_interrupted_round_leaves_a_valid_file_of_the_rounds_before(tmp_path)
             results,
             rounds=9,
             seed=0,
-            save=lambda: write_run(path, whole),
+            save=lambda: write_file(path, json.dumps(whole)),
             say=lambda line: None,
         )
-    (kept,) = read_runs([path])
+    kept = json.loads(path.read_text())
     assert [cell['seconds'] for cell in kept['tables'][0]['cells']] == [[0.1, 0.1]] * 2
     assert [*tmp_path.iterdir()] == [path]
 
@@ -439,22 +436,6 @@ def test_multiscale_runs_each_shape_in_both_passes_and_keeps_failures(made_steps
     assert table['shapes'] == ['2x64x64', '2x64x96', '2x96x64']
 
 
-def test_files_of_different_hardware_are_not_joined(tmp_path):
-    paths = [tmp_path / 'a.json', tmp_path / 'b.json']
-    for path, name in zip(paths, ['one', 'two'], strict=True):
-        write_run(path, made_run([], hardware={'CPU': name}))
-    with pytest.raises(ValueError, match="b.json is of other hardware.*CPU 'two', not 'one'"):
-        read_runs(paths)
-
-
-@pytest.mark.parametrize('content', ['', '[]', '{"format": 1}', '{"format": 2, "tables": []}'])
-def test_file_of_something_else_is_refused(tmp_path, content):
-    path = tmp_path / 'a.json'
-    path.write_text(content)
-    with pytest.raises(ValueError, match='a.json'):
-        read_runs([path])
-
-
 def test_memory_of_training_is_more_than_that_of_inference():
     cell, size = Cell('contnet-ti', 'eager', 'float32'), Size(2, 96, 96)
     peaks = {
@@ -483,9 +464,8 @@ def run_tool(*words):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_script_writes_results_tables_and_picture_and_draws_them_again(tmp_path):
-    pytest.importorskip('matplotlib')
-    out, again = tmp_path / 'out', tmp_path / 'again'
+def test_script_writes_results_and_tables(tmp_path):
+    out = tmp_path / 'out'
     words = ['--sizes', '64x64', '--modes', 'eager', '--dtypes', 'float32', '--rounds', 1]
     words += ['--networks', 'contnet-ti', 'plain-ti', 'resnet50', '--no-memory', '--out-dir', out]
     result = run_tool(*words, '--device', 'cpu')
@@ -497,15 +477,9 @@ def test_script_writes_results_tables_and_picture_and_draws_them_again(tmp_path)
         assert [len(cell['seconds']) for cell in table['cells']] == [1, 1, 1]
     text = ''.join((out / name).read_text() for name in ('benchmark.json', 'benchmark.md'))
     assert str(tmp_path) not in text and str(TOOL.parents[1]) not in text
-    result = run_tool('--from-json', out / 'benchmark.json', '--out-dir', again)
-    assert result.returncode == 0, result.stderr
-    assert (again / 'benchmark.md').read_text() == (out / 'benchmark.md').read_text()
-    for folder in (out, again):
-        assert (folder / 'benchmark.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_script_that_is_interrupted_writes_what_is_done_and_says_so(tmp_path, monkeypatch, capsys):
-    pytest.importorskip('matplotlib')
     tool = runpy.run_path(str(TOOL))
 
     def fill(table, *args, **kwargs):
@@ -522,11 +496,7 @@ def test_script_that_is_interrupted_writes_what_is_done_and_says_so(tmp_path, mo
     assert end.value.code == 130 and 'interrupted' in capsys.readouterr().err
     content = json.loads((tmp_path / 'benchmark.json').read_text())
     assert content['tables'][0]['cells'][0]['seconds'] == [1.0]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        'benchmark.json',
-        'benchmark.md',
-        'benchmark.png',
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {'benchmark.json', 'benchmark.md'}
 
 
 @pytest.mark.parametrize(
@@ -539,7 +509,6 @@ def test_script_that_is_interrupted_writes_what_is_done_and_says_so(tmp_path, mo
         (['--shapes', '0'], 'must be from 1 to 100, got 0'),
         (['--device', 'cpu', '--dtypes', 'tf32'], "dtype 'tf32' is one of CUDA devices"),
         (['--passes', 'training', '--dtypes', 'bfloat16-pure'], 'nothing to run'),
-        (['--from-json', 'nowhere.json'], 'nowhere.json cannot be read'),
     ],
 )
 def test_script_names_what_is_wrong(words, message, tmp_path, monkeypatch, capsys):
