@@ -1,9 +1,10 @@
-"""ConTNet as a researcher would write it straight from the paper.
+"""The reference implementation of ConTNet: the paper in plain PyTorch, not optimised.
 
-NCHW maps, one module per operation, attention spelled out, windows cut out and put back by each
-encoder. It works at multiples of 224 pixels; other images are padded to them. No windowing,
-attention or block code is shared with the package, only its parameters have the same names, so that
-one can be checked, and timed, against the other.
+Read this first. Maps are [B, C, H, W], each operation is a module, attention is written out, and
+each encoder partitions its map into windows and puts them back. Images are padded to multiples of
+224 pixels. No other code of the package is used but the table of archs. Parameters have the same
+names as those of :class:`~contnet_mm.models.contnet.ConTNet`, so that both can be checked, and
+timed, against each other.
 """
 
 import torch
@@ -17,7 +18,17 @@ STRIDES = (4, 8, 16, 32)
 
 
 class PlainConTNet(nn.Module):
-    """The backbone: images [B, in_channels, H, W] -> four maps [B, C, H / stride, W / stride]."""
+    """ConTNet as a backbone (arXiv 2104.13497).
+
+    Args:
+        arch: A name or a dict, as for :class:`~contnet_mm.models.contnet.ConTNet`.
+        in_channels: Number of channels of the images.
+        position: ``'absolute'`` or ``'relative'``.
+        pre_norm: Normalise before attention and feed-forward instead of after their sums.
+        qkv_bias: Whether q, k and v have a bias.
+        avg_down: Down-sample the shortcut by average pooling instead of a stride.
+        deep_stem: Use three 3x3 convolutions instead of one 7x7.
+    """
 
     def __init__(
         self,
@@ -60,6 +71,14 @@ class PlainConTNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x):
+        """Compute the maps of images of any size.
+
+        Args:
+            x: Images, [B, in_channels, H, W].
+
+        Returns:
+            Four maps, [B, C, ceil(H / stride), ceil(W / stride)] with strides 4, 8, 16 and 32.
+        """
         height, width = x.shape[2:]
         bottom, right = -height % DIVISOR, -width % DIVISOR
         if not bottom and not right:
@@ -71,7 +90,7 @@ class PlainConTNet(nn.Module):
         )
 
     def core(self, x):
-        """Maps of images whose sides are multiples of 224."""
+        """Compute the four maps of images whose sides are multiples of 224."""
         x = self.stem(x)
         maps = []
         for blocks in self.stages:
@@ -83,16 +102,21 @@ class PlainConTNet(nn.Module):
 
 
 class Stem(nn.Module):
+    """Reduce the resolution by 4."""
+
     def __init__(self, in_channels, channels):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, x):
+        """Compute the first map, [B, in_channels, H, W] -> [B, C, H / 4, W / 4]."""
         return self.pool(self.conv(x))
 
 
 class DeepStem(nn.Module):
+    """Reduce the resolution by 4, with three 3x3 convolutions instead of one 7x7."""
+
     def __init__(self, in_channels, channels):
         super().__init__()
         half = channels // 2
@@ -106,6 +130,7 @@ class DeepStem(nn.Module):
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
 
     def forward(self, x):
+        """Compute the first map, [B, in_channels, H, W] -> [B, C, H / 4, W / 4]."""
         x = self.relu(self.norm1(self.conv1(x)))
         x = self.relu(self.norm2(self.conv2(x)))
         x = self.relu(self.norm3(self.conv3(x)))
@@ -113,75 +138,88 @@ class DeepStem(nn.Module):
 
 
 class Block(nn.Module):
-    """Keeps width and size; gives its output and the map of its second encoder."""
+    """ConT block: norm, two encoders, a convolution and a shortcut (paper section 3.1).
+
+    This one keeps the number of channels and the resolution.
+    """
 
     def __init__(self, channels, windows, encoder):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.encoders = nn.Sequential(*[Encoder(channels, side, **encoder) for side in windows])
+        self.encoders = nn.Sequential(*[Encoder(channels, size, **encoder) for size in windows])
         self.build_end(channels)
 
     def build_end(self, channels):
+        """Build what follows the encoders."""
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x):
+        """Return the output of the block and the map of its second encoder, [B, C, H, W]."""
         y = self.relu(self.norm(x))
         r = self.encoders(y)
         return self.end(x, y, r), r
 
     def end(self, x, y, r):
+        """Convolve the encoded map r, and add the shortcut from the input x or its norm y."""
         return self.conv(r) + x
 
 
 class DownBlock(Block):
-    """Doubles the width and halves the size."""
+    """Last block of a stage: double the channels and halve the resolution."""
 
     def __init__(self, channels, windows, encoder, avg_down):
         self.avg_down = avg_down
         super().__init__(channels, windows, encoder)
 
     def build_end(self, channels):
+        """Build what follows the encoders."""
         self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
         self.pool = nn.AvgPool2d(2) if self.avg_down else nn.Identity()
         stride = 1 if self.avg_down else 2
         self.downsample = nn.Conv2d(channels, 2 * channels, 1, stride=stride, bias=False)
 
     def end(self, x, y, r):
+        """Convolve and add, [B, C, H, W] -> [B, 2 C, H / 2, W / 2]."""
         return self.conv(r) + self.downsample(self.pool(y))
 
 
 class LastBlock(Block):
-    """Doubles the width."""
+    """Last block of the network: double the channels and keep the resolution."""
 
     def __init__(self, channels, windows, encoder, drop):
         super().__init__(channels, windows, encoder)
         self.dropout = nn.Dropout(drop)
 
     def build_end(self, channels):
+        """Build what follows the encoders."""
         self.conv = nn.Conv2d(channels, 2 * channels, 1, bias=False)
         self.downsample = nn.Conv2d(channels, 2 * channels, 1, bias=False)
 
     def end(self, x, y, r):
+        """Project and add, [B, C, H, W] -> [B, 2 C, H, W]."""
         return self.dropout(self.conv(r) + self.downsample(y))
 
 
 class Encoder(nn.Module):
-    """Standard transformer encoder inside each window of a map, [B, C, H, W] -> [B, C, H, W]."""
+    """Standard transformer encoder inside each window of a map (STE, paper section 3.1)."""
 
-    def __init__(self, channels, side, num_heads, hidden, drop, position, pre_norm, qkv_bias):
+    def __init__(
+        self, channels, window_size, num_heads, hidden, drop, position, pre_norm, qkv_bias
+    ):
         super().__init__()
-        self.side, self.pre_norm = side, pre_norm
+        self.window_size, self.pre_norm = window_size, pre_norm
         relative = position == 'relative'
-        self.position = None if relative else AbsolutePosition(channels, side)
-        self.attn = Attention(channels, side, num_heads, drop, relative, qkv_bias)
+        self.position = None if relative else AbsolutePosition(channels, window_size)
+        self.attn = Attention(channels, window_size, num_heads, drop, relative, qkv_bias)
         self.norm1 = nn.LayerNorm(channels)
         self.ffn = FeedForward(channels, hidden, drop)
         self.norm2 = nn.LayerNorm(channels)
 
     def forward(self, x):
+        """Encode all windows of a map, [B, C, H, W] -> [B, C, H, W]."""
         batch, channels, height, width = x.shape
-        p = self.side
+        p = self.window_size
         rows, columns = height // p, width // p
         x = x.view(batch, channels, rows, p, columns, p)
         x = x.permute(0, 2, 4, 3, 5, 1).reshape(-1, p * p, channels)
@@ -190,6 +228,7 @@ class Encoder(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, height, width)
 
     def encode(self, x):
+        """Encode windows of P tokens, [windows, P, C] -> [windows, P, C]."""
         if self.position is not None:
             x = self.position(x)
         if self.pre_norm:
@@ -200,50 +239,59 @@ class Encoder(nn.Module):
 
 
 class AbsolutePosition(nn.Module):
-    """A row table for the first half of the channels, a column table for the second."""
+    """Learned position of a token in its window (paper section 3.2).
 
-    def __init__(self, channels, side):
+    The first half of the channels depends on the row, the second on the column.
+    """
+
+    def __init__(self, channels, window_size):
         super().__init__()
-        self.side = side
-        self.rows = nn.Parameter(torch.zeros(side, channels // 2))
-        self.columns = nn.Parameter(torch.zeros(side, channels // 2))
+        self.window_size = window_size
+        self.rows = nn.Parameter(torch.zeros(window_size, channels // 2))
+        self.columns = nn.Parameter(torch.zeros(window_size, channels // 2))
 
     def forward(self, x):
-        p = self.side
+        """Add the positions to windows, [windows, P, C] -> [windows, P, C]."""
+        p = self.window_size
         rows = self.rows.unsqueeze(1).expand(p, p, -1)
         columns = self.columns.unsqueeze(0).expand(p, p, -1)
         return x + torch.cat([rows, columns], dim=-1).reshape(p * p, -1)
 
 
 class RelativePosition(nn.Module):
-    """A learned bias for each head and each offset between two tokens."""
+    """Learned bias per head and offset of two tokens (Swin, arXiv 2103.14030, equation 4)."""
 
-    def __init__(self, num_heads, side):
+    def __init__(self, num_heads, window_size):
         super().__init__()
-        self.table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, num_heads))
+        offsets = 2 * window_size - 1  # per direction
+        self.table = nn.Parameter(torch.zeros(offsets**2, num_heads))
         nn.init.trunc_normal_(self.table, std=0.02)
-        place = torch.arange(side * side)
-        row, column = place // side, place % side
-        down = row[:, None] - row[None] + side - 1
-        right = column[:, None] - column[None] + side - 1
-        self.register_buffer('index', down * (2 * side - 1) + right, persistent=False)
+        token = torch.arange(window_size**2)
+        row, column = token // window_size, token % window_size
+        down = row[:, None] - row[None] + window_size - 1
+        right = column[:, None] - column[None] + window_size - 1
+        self.register_buffer('index', down * offsets + right, persistent=False)
 
     def forward(self, logits):
+        """Add the bias, [windows, heads, P, P] -> [windows, heads, P, P]."""
         return logits + self.table[self.index].permute(2, 0, 1)
 
 
 class Attention(nn.Module):
-    def __init__(self, channels, side, num_heads, drop, relative, qkv_bias):
+    """Multi-head self-attention among the tokens of each window."""
+
+    def __init__(self, channels, window_size, num_heads, drop, relative, qkv_bias):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (channels // num_heads) ** -0.5
-        self.position = RelativePosition(num_heads, side) if relative else None
+        self.position = RelativePosition(num_heads, window_size) if relative else None
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         self.proj = nn.Linear(channels, channels)
         self.attn_drop = nn.Dropout(drop)
         self.proj_drop = nn.Dropout(drop)
 
     def forward(self, x):
+        """Attend, [windows, P, C] -> [windows, P, C]."""
         windows, tokens, channels = x.shape
         qkv = self.qkv(x).reshape(windows, tokens, 3, self.num_heads, channels // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -256,6 +304,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with a GELU between them."""
+
     def __init__(self, channels, hidden, drop):
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden)
@@ -264,5 +314,6 @@ class FeedForward(nn.Module):
         self.drop1, self.drop2 = nn.Dropout(drop), nn.Dropout(drop)
 
     def forward(self, x):
+        """Transform each token, [windows, P, C] -> [windows, P, C]."""
         x = self.drop1(self.gelu(self.fc1(x)))
         return self.drop2(self.fc2(x))
