@@ -1,7 +1,6 @@
 """The backbones that are compared, each as a module that gives four maps, with random weights.
 
-Nothing is frozen and nothing is dropped at random, so that all of them compute all the time; only
-ConT-B keeps the dropout that belongs to it.
+Nothing is frozen, and nothing is dropped at random but by ConT-B, whose dropout belongs to it.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Setting:
 def list_settings(network: str, timm: bool | None = None) -> list[Setting]:
     """List the ways to build a network.
 
-    ConTNet chooses its memory format itself, and the plain reading is contiguous by definition.
+    ConTNet chooses its memory format itself, and its reference implementation is contiguous.
 
     Args:
         network: One of ``NETWORKS``.
@@ -115,45 +114,26 @@ def build_network(
     return net.to(memory_format=MEMORY_FORMATS[setting.memory_format])
 
 
-class _Staged(nn.Module):
-    """The stages of torchvision's Swin and ConvNeXt, which alternate with down-sampling."""
+class _Adapter(nn.Module):
+    """A network of another library that takes images of any size and gives a tuple of maps.
 
-    def __init__(self, features: nn.Sequential, channels_at_end: bool) -> None:
+    Args:
+        net: Gives maps as a dict or a list.
+        divisor: What it wants heights and widths to be multiples of; images are padded to them.
+        channels_last: Whether its maps are [B, H, W, C].
+    """
+
+    def __init__(self, net: nn.Module, divisor: int = 1, channels_last: bool = False) -> None:
         super().__init__()
-        self.features, self.channels_at_end = features, channels_at_end
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        maps = []
-        for i, part in enumerate(self.features):
-            x = part(x)
-            if i % 2:
-                maps.append(x.permute(0, 3, 1, 2) if self.channels_at_end else x)
-        return tuple(maps)
-
-
-class _Named(nn.Module):
-    """A network that gives its maps by name."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.net(x).values())
-
-
-class _Padded(nn.Module):
-    """A network that wants whole patches: pads the image and gives its maps channels first."""
-
-    def __init__(self, net: nn.Module, divisor: int) -> None:
-        super().__init__()
-        self.net, self.divisor = net, divisor
+        self.net, self.divisor, self.channels_last = net, divisor, channels_last
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         bottom, right = -x.shape[2] % self.divisor, -x.shape[3] % self.divisor
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
-        return tuple(y.permute(0, 3, 1, 2) for y in self.net(x))
+        maps = self.net(x)
+        maps = maps.values() if isinstance(maps, dict) else maps
+        return tuple(y.permute(0, 3, 1, 2) if self.channels_last else y for y in maps)
 
 
 def _build_torchvision(network: str) -> nn.Module:
@@ -162,30 +142,29 @@ def _build_torchvision(network: str) -> nn.Module:
     from torchvision.ops import StochasticDepth
 
     if network == 'resnet50':
-        layers = {f'layer{stage}': str(stage) for stage in range(1, 5)}
-        return _Named(IntermediateLayerGetter(resnet50(), layers))
-    swin = network == 'swin-t'
-    net = _Staged((swin_t if swin else convnext_tiny)().features, channels_at_end=swin)
+        net, layers = resnet50(), [f'layer{stage}' for stage in range(1, 5)]
+    else:  # down-sampling and stages in turn
+        net, layers = (swin_t if network == 'swin-t' else convnext_tiny)().features, '1357'
     for module in net.modules():
         if isinstance(module, StochasticDepth):
             module.p = 0.0
-    return net
+    maps = IntermediateLayerGetter(net, {name: name for name in layers})
+    return _Adapter(maps, channels_last=network == 'swin-t')
 
 
 def _build_timm(network: str, setting: Setting, size: Size) -> nn.Module:
     import timm
     from timm.layers import set_fused_attn
 
-    # Its ResNet counts the stem, at stride 2, as a map.
-    options = dict(out_indices=(1, 2, 3, 4) if network == 'resnet50' else (0, 1, 2, 3))
+    # The first map of ResNet is that of the stem, at stride 2.
+    options: dict = dict(out_indices=(1, 2, 3, 4) if network == 'resnet50' else (0, 1, 2, 3))
     if network != 'resnet50':
         options['drop_path_rate'] = 0.0
-    divisor = 4  # pixels of a patch
+    divisor = 1
     if network == 'swin-t':
-        options['img_size'] = tuple(
-            -(-side // divisor) * divisor for side in (size.height, size.width)
-        )
-    # Its Swin counts fused attention as experimental.
+        divisor = 4  # pixels of a patch
+        options['img_size'] = tuple(-(-n // divisor) * divisor for n in (size.height, size.width))
+    # Fused attention of Swin counts as experimental.
     set_fused_attn(setting.fused_attention is not False, experimental=True)
     net = timm.create_model(TIMM_NAMES[network], pretrained=False, features_only=True, **options)
-    return _Padded(net, divisor) if network == 'swin-t' else net
+    return _Adapter(net, divisor, channels_last=network == 'swin-t')
