@@ -1,4 +1,4 @@
-"""Times kernels of ConT-M one by one on a GPU: ways to attend, and fused kernels."""
+"""Time kernels of ConT-M one by one on a GPU: attention and fused kernels."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not i
 
 import torch  # noqa: E402
 
-from contnet_mm.benchmark.kernels import make_halves, measure, render  # noqa: E402
-from contnet_mm.benchmark.machine import describe_hardware, describe_software  # noqa: E402
+from contnet_mm.benchmark.kernels import (  # noqa: E402
+    make_sublayers,
+    measure,
+    measure_attention,
+    render,
+    render_attention,
+)
+from contnet_mm.benchmark.machine import describe_machine  # noqa: E402
 from contnet_mm.benchmark.plan import parse_size  # noqa: E402
-from contnet_mm.benchmark.ways import measure_ways, render_ways  # noqa: E402
 from contnet_mm.models import kernels  # noqa: E402
 from contnet_mm.utils.files import write_file  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='Bytes are those that no kernel can avoid: the map read and written, in the '
@@ -39,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Times all kernels."""
+    """Time all kernels."""
     parser = make_parser()
     args = parser.parse_args()
     try:
@@ -50,16 +55,17 @@ def main() -> None:
         parser.error('there is no CUDA device, which the kernels are for')
     from triton.testing import do_bench
 
-    def timer(run: Callable[[], None]) -> float:
-        return do_bench(run, rep=args.ms, return_mode='median')
+    def timer(step: Callable[[], object]) -> float:
+        return do_bench(step, rep=args.ms, return_mode='median')
 
-    ways = render_ways(measure_ways('medium', size, 'cuda', torch.bfloat16, timer))
+    ours = ('medium', size, 'cuda', torch.bfloat16)
+    attention = (sublayer for sublayer in make_sublayers(*ours) if sublayer.kind == 'attention')
+    ways = render_attention([measure_attention(sublayer, timer) for sublayer in attention])
     print(ways, flush=True)
     write_file(args.out_dir / 'ways.md', ways)
-    rows = []
-    facts = dict(hardware=describe_hardware('cuda'), software=describe_software())
-    for half in make_halves('medium', size, 'cuda', torch.bfloat16):
-        rows += measure(half, timer)
+    rows, facts = [], describe_machine('cuda')
+    for sublayer in make_sublayers(*ours):
+        rows += measure(sublayer, timer)
         print(render(rows[-2:]).split('\n', 2)[2], end='', flush=True)
         results = dict(size=args.size, **facts, rows=rows)  # interrupted, it keeps what is done
         write_file(args.out_dir / 'kernels.json', json.dumps(results, indent=1))

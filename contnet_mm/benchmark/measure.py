@@ -1,107 +1,99 @@
-"""Running one cell: an iteration of it, its time, its peak memory on a CUDA device."""
+"""Measure one case: the time of an iteration, and its peak memory."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import math
+import multiprocessing
 import re
 import time
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from contnet_mm.benchmark.networks import MEMORY_FORMATS, Setting, build_network
-from contnet_mm.benchmark.plan import (
-    BFLOAT16,
-    COMPILED,
-    DYNAMIC,
-    PURE_BFLOAT16,
-    TF32,
-    Cell,
-    Size,
-)
+from contnet_mm.benchmark.plan import BFLOAT16, COMPILED, DYNAMIC, PURE_BFLOAT16, TF32, Case, Size
 
 MEGABYTE = 10**6
 MAX_REASON = 300  # characters
-ENTRIES = 1024  # of compiled code for one function, far more than are needed
+CACHE_LIMIT = 1024  # compiled versions of one function, far above what is needed
+# Blocks from this size on go back to the system when they are freed, so that resident memory is
+# memory in use. By default the C library raises the threshold up to 32 MB.
+MALLOC_ENVIRONMENT = {'MALLOC_MMAP_THRESHOLD_': '65536'}
 
 
 class Step:
-    """One iteration of a cell, ready to be called.
+    """One iteration of a case, ready to be called.
 
     Args:
-        cell: What runs, and how.
+        case: What runs, and how.
         setting: How the network is built.
-        size: Of the images.
-        pass_name: ``'inference'`` (eval mode, no gradients) or ``'training'`` (train mode, forward
-            and backward; the loss is the sum of the means of the maps; no optimizer).
-        device: ``'cpu'`` or ``'cuda'``.
     """
 
-    def __init__(
-        self, cell: Cell, setting: Setting, size: Size, pass_name: str, device: str
-    ) -> None:
-        self.cell, self.setting, self.device = cell, setting, device
-        self.training = pass_name == 'training'
-        family = cell.network.partition('-')[0]
-        compile_itself = cell.mode == DYNAMIC and family == 'contnet'
-        self.net = build_network(cell.network, setting, size, compile_itself)
-        self.weights = torch.bfloat16 if cell.dtype == PURE_BFLOAT16 else torch.float32
-        self.net.to(device, self.weights).train(self.training)
-        # Nobody but us may freeze: the weights of a network that trains change.
-        self.freezing = cell.mode == COMPILED and device == 'cpu' and not self.training
+    def __init__(self, case: Case, setting: Setting) -> None:
+        self.case, self.setting = case, setting
+        self.training = case.pass_name == 'training'
+        compile_itself = case.mode == DYNAMIC and case.network.startswith('contnet')
+        self.net = build_network(case.network, setting, case.size, compile_itself)
+        self.weights = torch.bfloat16 if case.dtype == PURE_BFLOAT16 else torch.float32
+        self.net.to(case.device, self.weights).train(self.training)
         self.run: Callable = self.net
-        if cell.mode == COMPILED:
-            self.run = torch.compile(_own_function(self.net, str(cell)), dynamic=False)
-        elif cell.mode == DYNAMIC and not compile_itself:
-            self.run = torch.compile(_own_function(self.net, str(cell)), dynamic=True)
-        self.images = self.make_images(size)
+        if case.mode in (COMPILED, DYNAMIC) and not compile_itself:
+            function = _own_function(self.net, str(case))
+            self.run = torch.compile(function, dynamic=case.mode == DYNAMIC)
+        self.images = self.make_images(case.size)
 
     def make_images(self, size: Size) -> Tensor:
-        """Make images of another size as they suit the network, [B, 3, H, W]."""
+        """Make images of a size in the network's dtype and memory format, [B, 3, H, W]."""
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(size.batch, 3, size.height, size.width, generator=generator)
-        images = images.to(self.device, self.weights)
+        images = images.to(self.case.device, self.weights)
         return images.contiguous(memory_format=MEMORY_FORMATS[self.setting.memory_format])
 
     def __call__(self) -> None:
         """Run one iteration, and the compiler where it is the first."""
+        autocast = nullcontext()
+        if self.case.dtype == BFLOAT16:
+            autocast = torch.autocast(self.case.device, torch.bfloat16)
         if self.training:
-            with self._autocast():
+            with autocast:
                 loss = sum(x.mean() for x in self.run(self.images))
             loss.backward()
             self.net.zero_grad(set_to_none=True)
         else:
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode(), autocast:
                 self.run(self.images)
 
     def first(self) -> float:
-        """Run the first iteration, in which all is compiled, and tell how many seconds it took."""
-        with freezing() if self.freezing else nullcontext():
+        """Run the first iteration, in which all is compiled, and return its seconds.
+
+        For inference on a CPU the compiler takes the weights for constants, as
+        ``TORCHINDUCTOR_FREEZING=1`` makes it do; in training they change.
+        """
+        if self.training or self.case.device != 'cpu' or self.case.mode != COMPILED:
+            return self.time(1)
+        from torch._inductor import config
+
+        with config.patch(freezing=True):
             return self.time(1)
 
     def time(self, iterations: int) -> float:
-        """Tell how many seconds one iteration takes, as the mean of some."""
-        if self.device == 'cuda':
-            allow_tf32(self.cell.dtype == TF32)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            start.record()
-            for _ in range(iterations):
-                self()
-            end.record()
-            torch.cuda.synchronize()
-            return start.elapsed_time(end) / 1000 / iterations
-        began = time.perf_counter()
+        """Return the mean seconds of some iterations."""
+        self._set_tf32()
+        began = self._now()
         for _ in range(iterations):
             self()
-        return (time.perf_counter() - began) / iterations
+        return (self._now() - began) / iterations
 
     def cuda_peak(self) -> float:
-        """Tell how many MB one iteration takes on the device beyond weights and images."""
-        allow_tf32(self.cell.dtype == TF32)
+        """Return the MB that one iteration takes on the GPU beyond weights and images."""
+        self._set_tf32()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -109,71 +101,111 @@ class Step:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MEGABYTE
 
-    def _autocast(self):
-        if self.cell.dtype == BFLOAT16:
-            return torch.autocast(self.device, torch.bfloat16)
-        return nullcontext()
+    def cpu_peak(self) -> float:
+        """Return the MB that an iteration takes in this process beyond what is there before it.
+
+        An iteration before that compiles and fills caches.
+
+        Raises:
+            OSError: If the system does not tell.
+        """
+        self.first()
+        gc.collect()
+        with suppress(AttributeError, OSError, TypeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')  # resets the peak
+        before = _process_bytes('VmRSS')
+        self()
+        return (_process_bytes('VmHWM') - before) / MEGABYTE
+
+    def _now(self) -> float:
+        if self.case.device == 'cuda':
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _set_tf32(self) -> None:
+        if self.case.device == 'cuda':  # matrix products and convolutions have a switch each
+            allowed = self.case.dtype == TF32
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _own_function(net: nn.Module, name: str) -> Callable:
     """Wrap a network into a function with a code object of its own.
 
-    Compiled code is kept per code object: networks of one class would share the list of it, search
-    it at every call, and run into its limit.
+    Compiled code is kept per code object: networks of one class would share its cache, search it
+    at every call, and run into its limit.
     """
 
     def forward(images: Tensor) -> tuple[Tensor, ...]:
         return net(images)
 
-    code = forward.__code__.replace(co_name=re.sub(r'\W', '_', name))
-    return types.FunctionType(
-        code, forward.__globals__, code.co_name, forward.__defaults__, forward.__closure__
-    )
+    forward.__code__ = forward.__code__.replace(co_name=re.sub(r'\W', '_', name))
+    return forward
 
 
-@contextmanager
-def freezing() -> Iterator[None]:
-    """Let the compiler take the weights for constants, as ``TORCHINDUCTOR_FREEZING=1`` does."""
-    from torch._inductor import config
-
-    with config.patch(freezing=True):
-        yield
+def _process_bytes(name: str) -> int:
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(f'{name}:'):
+            return int(line.split()[1]) * 1024
+    raise OSError(f'the system does not tell {name}')
 
 
-def allow_tf32(allowed: bool) -> None:
-    """Set both switches: matrix products and convolutions have one each."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
+def measure_peak(step: Step) -> float:
+    """Return the peak memory of an iteration in MB, beyond weights and images.
+
+    Raises:
+        RuntimeError: If it cannot be measured; the message says why.
+    """
+    if step.case.device == 'cuda':
+        return step.cuda_peak()
+    with patch.dict('os.environ', MALLOC_ENVIRONMENT):  # the C library reads it at the start
+        threads = torch.get_num_threads()
+        return call_in_new_process(_build_and_measure_peak, step.case, step.setting, threads)
 
 
-def forget_compiled(raise_limit: bool) -> None:
-    """Drop all that was compiled so far.
+def _build_and_measure_peak(case: Case, setting: Setting, threads: int) -> float:
+    torch.set_num_threads(threads)
+    try:
+        with raised_limit():
+            return Step(case, setting).cpu_peak()
+    except Exception as error:  # not all of a compiler's errors can be sent to another process
+        raise RuntimeError(reason_of(error)) from None
+
+
+def call_in_new_process(function: Callable, *args):
+    """Call a function in a new process, which inherits no caches and no peak of memory.
 
     Args:
-        raise_limit: Let no limit of the compiler's end in eager code; else its own limit counts,
-            as it does for a user.
+        function: Can be imported, as its result can be pickled.
+        *args: Of the function; can be pickled.
     """
+    context = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
+
+
+def iterations_for(seconds: float, wanted: float) -> int:
+    """Return how many iterations of some seconds take at least the wanted seconds."""
+    return max(1, math.ceil(wanted / max(seconds, 1e-6)))
+
+
+def raised_limit() -> AbstractContextManager:
+    """Let no number of compiled versions of a function end in eager code, inside a with block."""
     from torch._dynamo import config
 
-    torch._dynamo.reset()
-    for name in ('recompile_limit', 'cache_size_limit'):  # the new and the old name
-        if hasattr(config, name):
-            DEFAULT_LIMITS.setdefault(name, getattr(config, name))
-            setattr(config, name, ENTRIES if raise_limit else DEFAULT_LIMITS[name])
-
-
-DEFAULT_LIMITS: dict[str, int] = {}
+    name = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
+    return config.patch({name: CACHE_LIMIT})
 
 
 def free_memory(device: str) -> None:
-    """Give back what networks that are gone have left behind."""
+    """Free the memory of networks that are no longer used."""
     gc.collect()
     if device == 'cuda':
         torch.cuda.empty_cache()
 
 
 def reason_of(error: BaseException) -> str:
-    """Tell in one line why something failed, without the folders in which it did."""
+    """Return in one line why something failed, without the folders in which it did."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # A compiler's own words follow a long command.
     lines = lines[:1] + [line for line in lines[1:] if re.search(r'\berror: ', line)][:1]

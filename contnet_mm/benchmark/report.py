@@ -1,193 +1,192 @@
-"""The results as Markdown tables."""
+"""Write results as Markdown tables of medians, percentiles and ratios."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
 
 from contnet_mm.benchmark.plan import MULTISCALE
-from contnet_mm.benchmark.statistics import (
-    Spread,
-    best_cell,
-    is_timed,
-    plain_of,
-    ratio,
-    spread,
-)
+from contnet_mm.benchmark.run import Result
+from contnet_mm.utils.markdown import make_table
 
 NOTHING = '-'
-FAILED = '*failed*'
-NOT_RUN = '*not run*'
+HEADER = ('network', 'mode', 'dtype', 'setting')
 
 
-def render_report(run: Mapping, reference: str) -> str:
+def render_report(facts: Mapping, results: Sequence[Result], reference: str) -> str:
     """Write all tables of a run.
 
     Args:
-        run: What benchmark.json holds.
+        facts: What else the report says, by name.
+        results: Those of one size and pass are neighbours.
         reference: The network whose times the others are divided by.
 
     Returns:
         A Markdown page.
     """
-    parts = ['# Benchmark', _explain(reference), '## Run', _facts(run)]
-    for table in run['tables']:
-        render = _render_multiscale if table['size'] == MULTISCALE else _render_table
-        parts += [f'### {table["size"]}, {table["pass"]}', *render(table, reference)]
-    return '\n\n'.join(parts) + '\n'
-
-
-def _explain(reference: str) -> str:
-    return (
+    parts = [
+        '# Benchmark',
         'A backbone gives four maps at strides 4 to 32; random weights, no classifier, nothing '
         'frozen. Sizes are images x height x width in pixels. Times are medians over the rounds, '
         'with the 10th and the 90th percentile in brackets. Ratios are taken in each round: '
         f'`/ {reference}` to the fastest mode of {reference} with the same dtype, `/ plain` to '
-        'the plain reading of the same arch in the same mode and dtype; below 1 is faster. '
-        'Memory is the peak beyond weights and images, 1 MB = 10^6 bytes, with gradients in '
-        'training. The setting is the fastest of those tried.'
-    )
-
-
-def _facts(run: Mapping) -> str:
-    facts = {'date': run['date'], 'command': f'`{run["command"]}`', 'rounds': run['rounds']}
-    facts |= {**run['hardware'], **run['software']}
-    return '\n'.join(_rows(['what', 'value'], [[key, str(v)] for key, v in facts.items()]))
-
-
-def _render_table(table: Mapping, reference: str) -> list[str]:
-    cells = table['cells']
-    head = ['network', 'mode', 'dtype', 'setting', 'ms', f'/ {reference}', '/ plain']
-    head += ['peak MB', 'compile s']
-    rows = [_row(cell, cells, reference) for cell in cells]
-    parts = ['\n'.join(_rows(head, rows))]
-    best = best_lines(cells, reference)
-    if best:
-        parts.append('Best of each network over modes and dtypes:\n\n' + '\n'.join(best))
-    notes = failures(cells)
-    if notes:
-        parts.append('Failed:\n\n' + '\n'.join(notes))
-    return parts
-
-
-def _row(cell: Mapping, cells: Sequence[Mapping], reference: str) -> list[str]:
-    row = [cell['network'], cell['mode'], cell['dtype'], cell['setting'] or NOTHING]
-    if not is_timed(cell):
-        status = NOT_RUN if cell['error'] is None else FAILED
-        return [*row, status, NOTHING, NOTHING, NOTHING, NOTHING]
-    plain = plain_of(cell['network'])
-    divisors = [
-        best_cell(cells, reference, dtype=cell['dtype']),
-        best_cell(cells, plain, dtype=cell['dtype'], mode=cell['mode']) if plain else None,
+        'the reference implementation of the same arch in the same mode and dtype; below 1 is '
+        'faster. Memory is the peak beyond weights and images, 1 MB = 10^6 bytes, with gradients '
+        'in training. The setting is the fastest of those tried.',
+        '## Run',
+        make_table(('what', 'value'), facts.items()),
     ]
-    row.append(_show(spread([1000 * s for s in cell['seconds']])))
-    row += [_show_ratio(cell, divisor) for divisor in divisors]
-    memory = f'{cell["memory_mb"]:.0f}' if cell['memory_mb'] is not None else NOTHING
-    if cell['memory_error'] is not None:
-        memory = FAILED
-    compiled = NOTHING if cell['compile_s'] is None else f'{cell["compile_s"]:.0f}'
-    return [*row, memory, compiled]
+    for (size, name), group in groupby(results, key=lambda r: (r.case.size, r.case.pass_name)):
+        render = _render_multiscale if size == MULTISCALE else _render_table
+        parts += [f'### {size}, {name}', *render([*group], reference)]
+    return '\n\n'.join(part.strip() for part in parts if part) + '\n'
 
 
-def best_lines(cells: Sequence[Mapping], reference: str) -> list[str]:
+def _render_table(results: Sequence[Result], reference: str) -> list[str]:
+    header = [*HEADER, 'ms', f'/ {reference}', '/ plain', 'peak MB', 'compile s']
+    rows = []
+    for result in results:
+        values: list[str] = []
+        if result.is_timed:
+            mode, dtype = result.case.mode, result.case.dtype
+            plain = best_result(results, implementation_of(result), dtype=dtype, mode=mode)
+            memory = NOTHING if result.memory_mb is None else f'{result.memory_mb:.0f}'
+            values = [
+                show_percentiles([1000 * s for s in result.seconds]),
+                _show_ratio(result, best_result(results, reference, dtype=dtype)),
+                _show_ratio(result, plain),
+                memory if result.memory_error is None else '*failed*',
+                NOTHING if result.compile_s is None else f'{result.compile_s:.0f}',
+            ]
+        rows.append(_row(result, values, len(header)))
+    parts = [make_table(header, rows)]
+    best = best_lines(results, reference)
+    if best:
+        parts += ['Best of each network over modes and dtypes:', ''.join(best)]
+    return parts + _failures(results)
+
+
+def _render_multiscale(results: Sequence[Result], reference: str) -> list[str]:
+    header = [*HEADER, 'first pass s', 'second pass s', f'second / {reference}']
+    header += ['graphs: first shape', 'other shapes', 'second pass']
+    rows = []
+    for result in results:
+        values: list[str] = []
+        if result.is_timed:
+            others = [
+                other.pass_seconds[1]
+                for other in results
+                if (other.case.network, other.case.dtype) == (reference, result.case.dtype)
+                and other.is_timed
+            ]
+            values = [_digits(seconds) for seconds in result.pass_seconds]
+            ratio = result.pass_seconds[1] / min(others) if others else None
+            values.append(NOTHING if ratio is None else _digits(ratio))
+            values += map(str, result.graphs)
+        rows.append(_row(result, values, len(header)))
+    text = (
+        'Batches of 2 images with different shapes (listed above) as multi-scale training brings '
+        'them, one after another and then once more: total seconds, and how many graphs were '
+        'compiled; *dynamic* is torch.compile for any size, for ConTNet its option `compile=True`.'
+    )
+    return [text, make_table(header, rows), *_failures(results)]
+
+
+def _row(result: Result, values: list[str], length: int) -> list[str]:
+    case = result.case
+    values = values or ['*not run*' if result.error is None else '*failed*']
+    row = [case.network, case.mode, case.dtype, result.setting or NOTHING, *values]
+    return row + [NOTHING] * (length - len(row))
+
+
+def _failures(results: Sequence[Result]) -> list[str]:
+    """List what failed and why, including settings that were merely tried."""
+    lines = []
+    for result in results:
+        case = result.case
+        name = f'- {case.network} {case.mode} {case.dtype}'
+        if result.error is not None:
+            lines.append(f'{name}: {result.error}\n')
+            continue
+        lines += [
+            f'{name}, only the setting {trial["setting"]}: {trial["error"]}\n'
+            for trial in result.trials
+            if trial['error'] is not None
+        ]
+        if result.memory_error is not None:
+            lines.append(f'{name}, its memory: {result.memory_error}\n')
+    return ['Failed:', ''.join(lines)] if lines else []
+
+
+def best_lines(results: Sequence[Result], reference: str) -> list[str]:
     """Compare the best that each network can do, over modes and dtypes.
 
     Args:
-        cells: All of one table.
+        results: All of one table.
         reference: The network to compare with.
 
     Returns:
         A Markdown list item for each network that was timed.
     """
     lines = []
-    for network in dict.fromkeys(cell['network'] for cell in cells):
-        best = best_cell(cells, network)
+    for network in dict.fromkeys(result.case.network for result in results):
+        best = best_result(results, network)
         if best is None:
             continue
-        time = _show(spread([1000 * s for s in best['seconds']]))
-        text = f'- {network}: {best["mode"]} {best["dtype"]}, {time} ms'
-        plain = plain_of(network)
-        for name in (reference, plain):
-            other = best_cell(cells, name) if name else None
+        time = show_percentiles([1000 * s for s in best.seconds])
+        text = f'- {network}: {best.case.mode} {best.case.dtype}, {time} ms'
+        for name in (reference, implementation_of(best)):
+            other = best_result(results, name)
             if other is not None and name != network:
                 text += f"; {_show_ratio(best, other)} of {name}'s best"
-        lines.append(text)
+        lines.append(f'{text}\n')
     return lines
 
 
-def failures(cells: Sequence[Mapping]) -> list[str]:
-    """List what failed and why, settings that were merely tried among it, as Markdown items."""
-    lines = []
-    for cell in cells:
-        name = f'{cell["network"]} {cell["mode"]} {cell["dtype"]}'
-        if cell['error'] is not None:
-            lines.append(f'- {name}: {cell["error"]}')
-            continue
-        lines += [
-            f'- {name}, only the setting {trial["setting"]}: {trial["error"]}'
-            for trial in cell['trials']
-            if trial['error'] is not None
-        ]
-        if cell['memory_error'] is not None:
-            lines.append(f'- {name}, its memory: {cell["memory_error"]}')
-    return lines
+def best_result(
+    results: Sequence[Result],
+    network: str | None,
+    dtype: str | None = None,
+    mode: str | None = None,
+) -> Result | None:
+    """Find the fastest way in which a network was run; None if it was not.
+
+    Args:
+        results: All of one table.
+        network: Its name.
+        dtype: Only this one.
+        mode: Only this one.
+    """
+    candidates = [
+        result
+        for result in results
+        if result.case.network == network
+        and dtype in (None, result.case.dtype)
+        and mode in (None, result.case.mode)
+        and result.is_timed
+    ]
+    return min(candidates, key=lambda result: np.median(result.seconds), default=None)
 
 
-def _render_multiscale(table: Mapping, reference: str) -> list[str]:
-    cells = table['cells']
-    head = ['network', 'mode', 'dtype', 'setting', 'first pass s', 'second pass s']
-    head += [f'second / {reference}', 'graphs: first shape', 'other shapes', 'second pass']
-    rows = []
-    for cell in cells:
-        row = [cell['network'], cell['mode'], cell['dtype'], cell['setting'] or NOTHING]
-        passes = cell.get('pass_seconds', [])
-        if cell['error'] is not None or len(passes) < 2:
-            status = NOT_RUN if cell['error'] is None else FAILED
-            rows.append([*row, status, *[NOTHING] * 5])
-            continue
-        others = [
-            other['pass_seconds'][1]
-            for other in cells
-            if other['network'] == reference
-            and other['dtype'] == cell['dtype']
-            and other['error'] is None
-            and len(other.get('pass_seconds', [])) == 2
-        ]
-        row += [_digits(value) for value in passes]
-        row.append(_digits(passes[1] / min(others)) if others else NOTHING)
-        row += [str(number) for number in cell['graphs']]
-        rows.append(row)
-    number = len(table['shapes'])
-    text = (
-        f'{number} different shapes of 2 images as multi-scale training brings them, twice: total '
-        'seconds, and how many graphs were compiled; '
-        '*dynamic* is torch.compile for any size, of ConTNet its own option.'
-    )
-    parts = [text, '\n'.join(_rows(head, rows))]
-    notes = failures(cells)
-    if notes:
-        parts.append('Failed:\n\n' + '\n'.join(notes))
-    return parts
+def implementation_of(result: Result) -> str | None:
+    """Name the reference implementation of a ConTNet's arch; None for any other network."""
+    family, arch, *_ = f'{result.case.network}-'.split('-')
+    return f'plain-{arch}' if family == 'contnet' else None
 
 
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ['---'] * len(head), *rows]
-    return ['| ' + ' | '.join(_escape(word) for word in line) + ' |' for line in lines]
+def show_percentiles(values: Sequence[float]) -> str:
+    """Summarise values by the median and, in brackets, the 10th and the 90th percentile."""
+    low, median, high = np.percentile(values, [10, 50, 90])
+    return f'{_digits(median)} [{_digits(low)}-{_digits(high)}]'
 
 
-def _escape(text: str) -> str:
-    return text.replace('|', '\\|')
-
-
-def _show_ratio(cell: Mapping, other: Mapping | None) -> str:
+def _show_ratio(result: Result, other: Result | None) -> str:
+    """Compare timings round by round, since what slows a machine down for a while slows both."""
     if other is None:
         return NOTHING
-    # A run that was interrupted, or in which a cell failed, has rounds that only some were in.
-    number = min(len(cell['seconds']), len(other['seconds']))
-    return _show(ratio(cell['seconds'][:number], other['seconds'][:number]))
-
-
-def _show(value: Spread) -> str:
-    return f'{_digits(value.median)} [{_digits(value.low)}-{_digits(value.high)}]'
+    return show_percentiles([a / b for a, b in zip(result.seconds, other.seconds, strict=True)])
 
 
 def _digits(value: float) -> str:

@@ -1,18 +1,28 @@
-"""Running the cells of one table: settings are tried, then all cells go in shuffled rounds."""
+"""Run a benchmark: try settings of each case, then time all cases in shuffled rounds."""
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby, pairwise
+from pathlib import Path
 
-from contnet_mm.benchmark.measure import Step, forget_compiled, free_memory, reason_of
-from contnet_mm.benchmark.memory import peak_in_subprocess
+import torch
+
+from contnet_mm.benchmark.measure import (
+    Step,
+    free_memory,
+    iterations_for,
+    measure_peak,
+    raised_limit,
+    reason_of,
+)
 from contnet_mm.benchmark.networks import Setting, list_settings
-from contnet_mm.benchmark.plan import COMPILED, EAGER, Cell, Size
-from contnet_mm.benchmark.statistics import choose_trial, is_timed, iterations_for
+from contnet_mm.benchmark.plan import COMPILED, EAGER, MULTISCALE, Case, Size
+from contnet_mm.utils.files import write_file
 
 ROUND_SECONDS = 0.2  # a measurement takes at least
 TRIAL_SECONDS = 0.05
@@ -21,124 +31,211 @@ TRIAL_LIMIT = 2.0  # seconds, after which a trial is not repeated
 WARM_UPS = {'cpu': 1, 'cuda': 20}
 
 
-def new_cell(cell: Cell) -> dict:
-    """Give the empty result of a cell; what is measured is filled in."""
-    return dict(
-        network=cell.network,
-        mode=cell.mode,
-        dtype=cell.dtype,
-        setting=None,
-        trials=[],
-        compile_s=None,
-        iterations=None,
-        seconds=[],
-        memory_mb=None,
-        memory_error=None,
-        error=None,
-    )
-
-
-def run_table(
-    table: dict,
-    cells: Sequence[Cell],
-    size: Size,
-    device: str,
-    rounds: int,
-    seed: int,
-    with_memory: bool,
-    quick: bool,
-    save: Callable[[], None],
-    say: Callable[[str], None],
-) -> None:
-    """Measure the cells of one size and pass.
+@dataclass(eq=False)
+class Result:
+    """What was measured of a case.
 
     Args:
-        table: Is filled: its ``cells`` with a result each, complete after every round.
-        cells: What to measure.
-        size: Of the images.
-        device: ``'cpu'`` or ``'cuda'``.
-        rounds: How often each cell is timed.
+        case: What ran, and how.
+        setting: The fastest of those that were tried; None if all failed.
+        trials: The settings that were tried, each with ``setting``, ``ms``, ``compile_s`` and
+            ``error``.
+        compile_s: Seconds of the first iteration, where it compiles.
+        iterations: Number of them that are timed together.
+        seconds: Of an iteration, in each round.
+        pass_seconds: Of the first and the second pass over all shapes, with multiscale.
+        graphs: Number compiled for the first shape, for all others, and in the second pass.
+        memory_mb: Peak memory beyond weights and images.
+        memory_error: Why that could not be measured.
+        error: Why the case failed.
+    """
+
+    case: Case
+    setting: str | None = None
+    trials: list[dict] = field(default_factory=list)
+    compile_s: float | None = None
+    iterations: int | None = None
+    seconds: list[float] = field(default_factory=list)
+    pass_seconds: list[float] = field(default_factory=list)
+    graphs: list[int] = field(default_factory=list)
+    memory_mb: float | None = None
+    memory_error: str | None = None
+    error: str | None = None
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether there are timings that count."""
+        return self.error is None and bool(self.seconds or self.pass_seconds)
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f'failed: {self.error}'
+        if self.pass_seconds:
+            first, second = self.pass_seconds
+            graphs = f'{sum(self.graphs)} graphs compiled'
+            return f'{first:.1f} s, then {second:.1f} s; {graphs}, {self.setting}'
+        ms = min(trial['ms'] for trial in self.trials if trial['ms'] is not None)
+        compiled = '' if self.compile_s is None else f', compiled in {self.compile_s:.0f} s'
+        return f'{ms:.4g} ms, {self.setting}{compiled}'
+
+
+@dataclass
+class Benchmark:
+    """Measure cases, print the progress, and write what is done after each step.
+
+    Args:
+        path: JSON file to write.
+        facts: What the file says besides the results.
+        rounds: How often each case is timed.
         seed: Of the order in the rounds.
         with_memory: Measure the peak memory as well.
         quick: Compile a network only in the setting that was the fastest eagerly.
-        save: Is called when there is something new to keep.
-        say: Is called with lines that show the progress.
+        results: Of all cases that :meth:`run` was given.
     """
-    forget_compiled(raise_limit=True)
-    results = {cell: new_cell(cell) for cell in cells}
-    table['cells'] = list(results.values())
-    steps: dict[Cell, Step] = {}
-    for number, cell in enumerate(cells, start=1):
-        began = time.perf_counter()
-        eager = steps.get(replace(cell, mode=EAGER))
-        settings = [eager.setting] if quick and eager else list_settings(cell.network)
-        step = try_settings(results[cell], cell, settings, size, table['pass'], device)
-        if step is not None:
-            steps[cell] = step
-        took = time.perf_counter() - began
-        name = f'[{number}/{len(cells)}] {table["size"]} {table["pass"]} {cell}'
-        say(f'{name}: {_outcome(results[cell])} (tried in {took:.0f} s)')
-        save()
-    time_rounds(steps, results, rounds, seed, save, say)
-    if with_memory:
-        for cell, step in steps.items():
-            if is_timed(results[cell]):
-                measure_memory(results[cell], cell, step, size, table['pass'], device)
-                say(f'memory of {cell}: {_memory(results[cell])}')
-                save()
+
+    path: Path
+    facts: dict
+    rounds: int = 15
+    seed: int = 0
+    with_memory: bool = True
+    quick: bool = False
+    results: list[Result] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Write facts and results."""
+        content = {**self.facts, 'results': [asdict(result) for result in self.results]}
+        write_file(self.path, json.dumps(content, indent=1) + '\n')
+
+    def run(self, cases: Sequence[Case], shapes: Sequence[Size]) -> None:
+        """Measure cases, those of one size and pass together.
+
+        Args:
+            cases: Those of one size and pass are neighbours.
+            shapes: Of the image batches of multiscale.
+        """
+        for (size, _), group in groupby(cases, key=lambda case: (case.size, case.pass_name)):
+            results = [Result(case) for case in group]
+            self.results += results
+            if size == MULTISCALE:
+                self._run_multiscale(results, shapes)
+            else:
+                torch.compiler.reset()
+                with raised_limit():
+                    self._run_table(results)
+            self.save()
+
+    def _run_table(self, results: Sequence[Result]) -> None:
+        """Measure cases of one size and pass."""
+        steps: dict[Result, Step] = {}
+        for number, result in enumerate(results, start=1):
+            began = time.perf_counter()
+            settings = list_settings(result.case.network)
+            if self.quick:
+                eager = replace(result.case, mode=EAGER)
+                known = [step.setting for step in steps.values() if step.case == eager]
+                settings = known or settings
+            step = try_settings(result, result.case, settings)
+            if step is not None:
+                steps[result] = step
+            took = time.perf_counter() - began
+            name = f'[{number}/{len(results)}] {result.case}'
+            print(f'{name}: {result} (tried in {took:.0f} s)', flush=True)
+            self.save()
+        self.time_rounds(steps)
+        for result, step in steps.items() if self.with_memory else ():
+            if result.is_timed:
+                try:
+                    result.memory_mb = round(measure_peak(step), 1)
+                except Exception as error:  # whatever a library raises is the result
+                    result.memory_error = reason_of(error)
+                outcome = result.memory_error or f'{result.memory_mb:.0f} MB'
+                print(f'memory of {result.case}: {outcome}', flush=True)
+                self.save()
+
+    def time_rounds(self, steps: dict[Result, Step]) -> None:
+        """Time all cases in each round, in shuffled order; only complete rounds are kept.
+
+        Args:
+            steps: What to time, by result; a case that fails is left out from then on.
+        """
+        order = list(steps)
+        shuffle = random.Random(self.seed).shuffle
+        for number in range(1, self.rounds + 1):
+            shuffle(order)
+            began, seconds = time.perf_counter(), {}
+            for result in list(order):
+                try:
+                    seconds[result] = steps[result].time(result.iterations)
+                except Exception as error:  # such as memory that no longer suffices
+                    result.error = f'in round {number}: {reason_of(error)}'
+                    print(f'{result.case}: {result}', flush=True)
+                    order.remove(result)
+            for result, value in seconds.items():
+                result.seconds.append(value)
+            self.save()
+            took = time.perf_counter() - began
+            print(f'round {number}/{self.rounds}: {took:.1f} s', flush=True)
+
+    def _run_multiscale(self, results: Sequence[Result], shapes: Sequence[Size]) -> None:
+        """Measure cases over all shapes, twice.
+
+        All modes take the setting that is the fastest eagerly, on the first shape. timm's Swin is
+        built for one size and left out.
+        """
+        for number, result in enumerate(results, start=1):
+            case = replace(result.case, size=shapes[0])
+            settings = list_settings(case.network, timm=False)
+            step = try_settings(result, replace(case, mode=EAGER), settings)
+            if step is not None:
+                try:
+                    time_shapes(result, case, step.setting, shapes)
+                except Exception as error:  # whatever a library raises is the result
+                    result.error = reason_of(error)
+            del step
+            free_memory(case.device)
+            print(f'[{number}/{len(results)}] {result.case}: {result}', flush=True)
+            self.save()
 
 
-def try_settings(
-    result: dict,
-    cell: Cell,
-    settings: Sequence[Setting],
-    size: Size,
-    pass_name: str,
-    device: str,
-) -> Step | None:
-    """Try settings of a cell for a moment and keep the fastest.
+def try_settings(result: Result, case: Case, settings: Sequence[Setting]) -> Step | None:
+    """Try settings of a case briefly and keep the fastest.
 
     Args:
-        result: The cell's, where the trials are noted.
-        cell: What to try.
-        settings: In which ways.
-        size: Of the images.
-        pass_name: ``'inference'`` or ``'training'``.
-        device: ``'cpu'`` or ``'cuda'``.
+        result: Where the trials are noted.
+        case: What to try.
+        settings: How to build the network.
 
     Returns:
         The fastest, warmed up; None if all settings failed.
     """
-    kept = None
+    fastest, best = None, {}
     for setting in settings:
         trial = dict(setting=str(setting), ms=None, compile_s=None, error=None)
-        result['trials'].append(trial)
+        result.trials.append(trial)
         step = None
         try:
-            step = Step(cell, setting, size, pass_name, device)
+            step = Step(case, setting)
             first = step.first()
-            trial['compile_s'] = round(first, 1) if cell.mode == COMPILED else None
-            trial['ms'] = 1000 * _trial_seconds(step, device)
+            trial['compile_s'] = round(first, 1) if case.mode == COMPILED else None
+            trial['ms'] = 1000 * _trial_seconds(step)
+            if fastest is None or trial['ms'] < best['ms']:
+                fastest, best = step, trial
         except Exception as error:  # whatever a library raises is the result
             trial['error'] = reason_of(error)
-        if choose_trial(result['trials']) == len(result['trials']) - 1:
-            kept = step
         del step
-        free_memory(device)
-    best = choose_trial(result['trials'])
-    if best is None:
-        reasons = {trial['error']: trial['setting'] for trial in reversed(result['trials'])}
-        result['error'] = '; '.join(f'{name}: {reason}' for reason, name in reasons.items())
+        free_memory(case.device)
+    if fastest is None:
+        reasons = {trial['error']: trial['setting'] for trial in reversed(result.trials)}
+        result.error = '; '.join(f'{name}: {reason}' for reason, name in reasons.items())
         return None
-    result['setting'] = result['trials'][best]['setting']
-    result['compile_s'] = result['trials'][best]['compile_s']
-    result['iterations'] = iterations_for(result['trials'][best]['ms'] / 1000, ROUND_SECONDS)
-    return kept
+    result.setting, result.compile_s = best['setting'], best['compile_s']
+    result.iterations = iterations_for(best['ms'] / 1000, ROUND_SECONDS)
+    return fastest
 
 
-def _trial_seconds(step: Step, device: str) -> float:
+def _trial_seconds(step: Step) -> float:
     began = time.perf_counter()
-    seconds = step.time(WARM_UPS[device])
+    seconds = step.time(WARM_UPS[step.case.device])
     iterations = iterations_for(seconds, TRIAL_SECONDS)
     timed = []
     while len(timed) < TRIAL_REPEATS:
@@ -148,151 +245,28 @@ def _trial_seconds(step: Step, device: str) -> float:
     return min(timed)
 
 
-def time_rounds(
-    steps: dict[Cell, Step],
-    results: dict[Cell, dict],
-    rounds: int,
-    seed: int,
-    save: Callable[[], None],
-    say: Callable[[str], None],
-) -> None:
-    """Time all cells in each round, in shuffled order; only complete rounds are kept.
-
-    Args:
-        steps: What to time; a cell that fails on the way is left out from then on.
-        results: Where the seconds are noted.
-        rounds: How many.
-        seed: Of the order.
-        save: Is called after each round.
-        say: Is called after each round with a line that shows it.
-    """
-    order = list(steps)
-    shuffle = random.Random(seed).shuffle
-    for number in range(1, rounds + 1):
-        shuffle(order)
-        began, seconds = time.perf_counter(), {}
-        for cell in list(order):
-            try:
-                seconds[cell] = steps[cell].time(results[cell]['iterations'])
-            except Exception as error:  # such as memory that no longer suffices
-                results[cell]['error'] = f'in round {number}: {reason_of(error)}'
-                say(f'{cell}: {_outcome(results[cell])}')
-                order.remove(cell)
-        for cell, value in seconds.items():
-            results[cell]['seconds'].append(value)
-        save()
-        say(f'round {number}/{rounds}: {time.perf_counter() - began:.1f} s')
-
-
-def measure_memory(
-    result: dict, cell: Cell, step: Step, size: Size, pass_name: str, device: str
-) -> None:
-    """Note the peak memory of a cell, or why it cannot be told.
-
-    Args:
-        result: The cell's.
-        cell: What to measure.
-        step: The cell, warmed up.
-        size: Of the images.
-        pass_name: ``'inference'`` or ``'training'``.
-        device: ``'cpu'`` or ``'cuda'``.
-    """
-    try:
-        if device == 'cuda':
-            peak = step.cuda_peak()
-        else:
-            peak = peak_in_subprocess(cell, step.setting, size, pass_name)
-        result['memory_mb'] = round(peak, 1)
-    except Exception as error:  # as in trials
-        result['memory_error'] = reason_of(error)
-
-
-def run_multiscale(
-    table: dict,
-    cells: Sequence[Cell],
-    shapes: Sequence[Size],
-    device: str,
-    save: Callable[[], None],
-    say: Callable[[str], None],
-) -> None:
-    """Measure cells over a list of shapes, each of which comes once per pass over the list.
+def time_shapes(result: Result, case: Case, setting: Setting, shapes: Sequence[Size]) -> None:
+    """Time two passes over all shapes, and count the graphs that are compiled.
 
     The first pass meets every shape for the first time, with all that is compiled or planned for
     it; the second shows what remains.
 
     Args:
-        table: Is filled: its ``cells`` with a result each.
-        cells: What to measure.
+        result: Where the seconds and the numbers are noted.
+        case: What to time, at the first shape.
+        setting: How to build the network.
         shapes: Of the image batches.
-        device: ``'cpu'`` or ``'cuda'``.
-        save: Is called when there is something new to keep.
-        say: Is called with lines that show the progress.
     """
-    table['shapes'] = [str(shape) for shape in shapes]
-    results = [new_cell(cell) for cell in cells]
-    table['cells'] = results
-    for number, (cell, result) in enumerate(zip(cells, results, strict=True), start=1):
-        # All modes take the setting that is fastest eagerly, on the first shape. timm's Swin is
-        # built for one size.
-        eager = replace(cell, mode=EAGER)
-        settings = list_settings(cell.network, timm=False)
-        step = try_settings(result, eager, settings, shapes[0], table['pass'], device)
-        if step is not None:
-            try:
-                _run_shapes(result, cell, step.setting, shapes, table['pass'], device)
-            except Exception as error:  # as in trials
-                result['error'] = reason_of(error)
-        del step
-        free_memory(device)
-        name = f'[{number}/{len(cells)}] {table["size"]} {table["pass"]} {cell}'
-        say(f'{name}: {_passes(result)}')
-        save()
-
-
-def _run_shapes(
-    result: dict,
-    cell: Cell,
-    setting: Setting,
-    shapes: Sequence[Size],
-    pass_name: str,
-    device: str,
-) -> None:
     from torch._dynamo.utils import counters
 
-    forget_compiled(raise_limit=False)
-    step = Step(cell, setting, shapes[0], pass_name, device)
-    pass_seconds: list[float] = []
+    torch.compiler.reset()
+    step, seconds = Step(case, setting), []
     graphs = [counters['stats']['unique_graphs']]
-    for number in (1, 2):
-        seconds = 0.0
-        for shape in shapes:
-            step.images = step.make_images(shape)
-            seconds += step.time(1)
-            if number == 1 and shape is shapes[0]:
-                graphs.append(counters['stats']['unique_graphs'])
-        pass_seconds.append(seconds)
+    for shape in (*shapes, *shapes):
+        step.images = step.make_images(shape)
+        seconds.append(step.time(1))
         graphs.append(counters['stats']['unique_graphs'])
-    result['pass_seconds'] = pass_seconds
-    result['graphs'] = [after - before for before, after in pairwise(graphs)]
-
-
-def _outcome(result: dict) -> str:
-    if result['error'] is not None:
-        return f'failed: {result["error"]}'
-    ms = min(trial['ms'] for trial in result['trials'] if trial['ms'] is not None)
-    compiled = '' if result['compile_s'] is None else f', compiled in {result["compile_s"]:.0f} s'
-    return f'{ms:.4g} ms, {result["setting"]}{compiled}'
-
-
-def _memory(result: dict) -> str:
-    if result['memory_error'] is not None:
-        return f'failed: {result["memory_error"]}'
-    return f'{result["memory_mb"]:.0f} MB'
-
-
-def _passes(result: dict) -> str:
-    if result['error'] is not None:
-        return f'failed: {result["error"]}'
-    first, second = result['pass_seconds']
-    graphs = sum(result['graphs'])
-    return f'{first:.1f} s, then {second:.1f} s; {graphs} graphs compiled, {result["setting"]}'
+    number = len(shapes)
+    result.pass_seconds = [sum(seconds[:number]), sum(seconds[number:])]
+    marks = pairwise(graphs[i] for i in (0, 1, number, 2 * number))
+    result.graphs = [after - before for before, after in marks]

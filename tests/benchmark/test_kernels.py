@@ -1,4 +1,4 @@
-"""The benchmark of single kernels, and the script that settles all on a GPU."""
+"""The benchmark of single kernels, and the script that checks everything on a GPU."""
 
 import os
 import re
@@ -8,9 +8,16 @@ import sys
 import pytest
 import torch
 
-from contnet_mm.benchmark.kernels import make_halves, measure, one_pass, render
+from contnet_mm.benchmark.kernels import (
+    ATTENTION_KERNELS,
+    make_sublayers,
+    measure,
+    measure_attention,
+    render,
+    render_attention,
+)
 from contnet_mm.benchmark.plan import Size
-from contnet_mm.models import kernels
+from contnet_mm.models import kernels, window_attention
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
 from tests.helpers import ROOT
 
@@ -20,37 +27,35 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
-def halves(side=32):
-    return [*make_halves('tiny', Size(1, side, side), DEVICE, torch.float32)]
+def sublayers(side=32):
+    return [*make_sublayers('tiny', Size(1, side, side), DEVICE, torch.float32)]
+
+
+def run_once(step):
+    step()
+    return 2.0
 
 
 @needs_kernels
 def test_what_is_timed_fused_is_what_is_timed_unfused():
-    for half in halves(28):  # whole windows, whose order of tokens is that of the map
-        whole = half.x[:, :7, :7]
-        if half.kind == 'attention' and half.window != 7:
+    for sublayer in sublayers(28):  # whole windows, whose order of tokens is that of the map
+        whole = sublayer.x[:, :7, :7]
+        if sublayer.kind == 'attention' and sublayer.window_size != 7:
             continue
         with torch.no_grad():
-            fused, plain = (half.run(flag)(whole.contiguous()) for flag in (True, False))
+            fused, plain = (sublayer.function(flag)(whole.contiguous()) for flag in (True, False))
         assert (fused.flatten() - plain.flatten()).abs().max() <= 1e-4 * plain.abs().max()
 
 
-@needs_kernels
-def test_a_half_is_listed_for_each_stage_and_window():
-    listed = [(half.stage, half.kind, half.window) for half in halves()]
+def test_a_sublayer_is_listed_for_each_stage_and_window_size():
+    listed = [(x.stage, x.kind, x.window_size) for x in sublayers()]
     assert listed[:3] == [(1, 'attention', 7), (1, 'attention', 14), (1, 'mlp', 0)]
     assert listed[-2:] == [(4, 'attention', 7), (4, 'mlp', 0)] and len(listed) == 11
 
 
 @needs_kernels
 def test_rows_hold_times_of_both_passes_and_the_bytes_of_the_map():
-    half = halves()[2]
-
-    def timer(run):
-        run()
-        return 2.0
-
-    forward, both = measure(half, timer)
+    forward, both = measure(sublayers()[2], run_once)
     assert (forward['fused_ms'], forward['portable_ms'], forward['error']) == (2.0, 2.0, None)
     assert forward['least_mb'] == 2 * 8 * 8 * 48 * 4 / 1e6
     assert both['least_mb'] == 5 * 8 * 8 * 48 * 4 / 1e6
@@ -66,15 +71,66 @@ def test_a_kernel_that_fails_is_reported_as_failed(monkeypatch):
         raise RuntimeError('out of resources\nand more')
 
     monkeypatch.setattr(encoder, 'feed_forward', fail)
-    rows = measure(halves()[2], lambda run: run() or 1.0)
+    rows = measure(sublayers()[2], run_once)
     assert rows[0]['error'] == 'RuntimeError: out of resources'
     assert '| failed: RuntimeError: out of resources | - |' in render(rows)
 
 
-@needs_kernels
-def test_the_backward_pass_reaches_input_and_weights():
-    for half in halves()[:3]:
-        one_pass(half, fused=False, backward=True)()
+@pytest.mark.parametrize('number, kind', [(0, 'attention'), (2, 'mlp')])
+def test_both_passes_give_gradients_of_the_map_and_of_the_own_weights(number, kind):
+    sublayer = sublayers()[number]
+    assert sublayer.kind == kind
+    of_map, *of_weights = sublayer.make_step(fused=False, backward=True)()
+    assert of_map.shape == sublayer.x.shape and of_map.abs().max() > 0
+    own = ('position.', 'attn.', 'norm1.') if kind == 'attention' else ('ffn.', 'norm2.')
+    names = [name for name, _ in sublayer.encoder.named_parameters()]
+    for name, grad in zip(names, of_weights, strict=True):
+        assert (grad is not None and grad.abs().max() > 0) == name.startswith(own), name
+
+
+def test_the_forward_pass_alone_keeps_nothing_for_gradients():
+    assert not sublayers()[2].make_step(fused=False, backward=False)().requires_grad
+
+
+def attention_rows(arch, size, device):
+    made = make_sublayers(arch, size, device, torch.bfloat16)
+    return [measure_attention(x, run_once) for x in made if x.kind == 'attention']
+
+
+@pytest.mark.parametrize('device', ['cpu', 'meta'])
+def test_each_stage_and_window_size_has_a_row_that_says_how_often_it_occurs(device):
+    rows = attention_rows('medium', Size(1, 65, 99), device)
+    assert [(row['stage'], row['window'], row['count']) for row in rows] == [
+        *[(stage, window, 2) for stage in (1, 2, 3) for window in (7, 14)],
+        (4, 7, 4),
+    ]
+    assert all(row[name] == 2.0 for row in rows for name in ATTENTION_KERNELS)
+
+
+def test_each_kernel_is_the_one_that_is_timed(monkeypatch):
+    called = []
+    for name in ('_flash', '_efficient', '_attend_whole'):
+        function = getattr(window_attention, name)
+
+        def spy(*args, name=name, function=function):
+            called.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(window_attention, name, spy)
+    before = window_attention.HALF_PRECISION_KERNEL
+    attention_rows('tiny', Size(1, 32, 32), 'meta')
+    assert before == window_attention.HALF_PRECISION_KERNEL
+    assert called == ['_flash', '_efficient', '_attend_whole'] * 7
+
+
+def test_the_fastest_over_the_whole_network_is_named():
+    rows = [
+        dict(stage=1, window=7, count=2, flash=1.0, efficient=2.0, padded=None),
+        dict(stage=1, window=14, count=4, flash=2.0, efficient=1.0, padded=0.1),
+    ]
+    table = render_attention(rows)
+    assert '| all |  | 6 | 10.000 | 8.000 | failed |' in table
+    assert "HALF_PRECISION_KERNEL = 'efficient'" in table
 
 
 @pytest.mark.skipif(DEVICE == 'cuda', reason='there is a GPU')

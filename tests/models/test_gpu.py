@@ -1,10 +1,11 @@
 """What only a GPU can tell: its attention kernels compute what plain products do."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
 from contnet_mm import ConTNet
-from contnet_mm.benchmark.ways import half_precision_kernel
 from contnet_mm.models.window_attention import choose_way, window_attention
 from contnet_mm.models.window_layout import Way, window_layout
 
@@ -20,7 +21,7 @@ def attend(qkv, bias, device, dtype, window, kernel):
     """Return the result of attention in a 25 x 42 map, and its gradients."""
     qkv = qkv.to(device, dtype).requires_grad_()
     inputs = [qkv] if bias is None else [qkv, bias.to(device, dtype).requires_grad_()]
-    with half_precision_kernel(kernel):
+    with patch('contnet_mm.models.window_attention.HALF_PRECISION_KERNEL', kernel):
         way = choose_way(qkv.device, dtype, 64, has_bias=bias is not None)
         layout = window_layout(25, 42, (7, 14), way, len(qkv), device)
         out = window_attention(qkv, inputs[1] if len(inputs) == 2 else None, layout, window, 2)
