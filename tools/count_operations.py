@@ -1,4 +1,4 @@
-"""Counts the GPU operations of a training step, and the bytes that they move, without a GPU."""
+"""Count the GPU operations of a training step, and the bytes that they move, without a GPU."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from contnet_mm.benchmark.count import (  # noqa: E402
     render_head,
     render_row,
 )
-from contnet_mm.benchmark.plan import MULTISCALE, Size, parse_size  # noqa: E402
+from contnet_mm.benchmark.plan import MULTISCALE, parse_size  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='Prints a Markdown table. Views do not count, and fused attention counts once. '
@@ -47,27 +47,22 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_size(text: str) -> Size:
-    size = parse_size(text)
-    if size == MULTISCALE:
-        raise ValueError(f'size {text!r} has no count; name one size, such as 2x800x1333')
-    return size
-
-
 def main() -> None:
-    """Prints the table, line by line."""
+    """Print the table, line by line."""
     parser = make_parser()
     args = parser.parse_args()
     try:
-        sizes = [_read_size(text) for text in dict.fromkeys(args.sizes)]
+        sizes = [parse_size(text) for text in dict.fromkeys(args.sizes)]
+        if MULTISCALE in sizes:
+            raise ValueError(f'size {MULTISCALE!r} has no count; name one size such as 2x800x1333')
     except ValueError as error:
         parser.error(str(error))
-    print(render_head(), flush=True)
+    print(render_head(), end='', flush=True)
     for size in sizes:
         for dtype in dict.fromkeys(args.dtypes):
             for network in dict.fromkeys(args.networks):
                 count = count_in_new_process(network, size, dtype)
-                print(render_row(network, size, dtype, count), flush=True)
+                print(render_row(network, size, dtype, count), end='', flush=True)
 
 
 if __name__ == '__main__':

@@ -18,11 +18,9 @@ What counts:
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from sys import modules
 from types import ModuleType
 
@@ -32,8 +30,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from contnet_mm.benchmark.measure import call_in_new_process
 from contnet_mm.benchmark.networks import build_network, list_settings
 from contnet_mm.benchmark.plan import BFLOAT16, FLOAT32, NETWORKS, PURE_BFLOAT16, Size
+from contnet_mm.utils.markdown import make_row, make_table
 
 NAMESPACE = 'contnet_mm'
 META, CUDA = 'meta', 'cuda'
@@ -46,7 +46,6 @@ COUNTED_NETWORKS = tuple(name for name in NETWORKS if not name.endswith('-fused'
 COUNTED_DTYPES = (FLOAT32, BFLOAT16, PURE_BFLOAT16)
 COLUMNS = ('size', 'dtype', 'network', 'operations forward', 'backward', 'total')
 COLUMNS += ('more at a new size', 'GB')
-TEXT_COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -57,30 +56,19 @@ class WorkCount:
         forward: Operations of the forward pass.
         backward: Operations of the backward pass; None where there was none.
         bytes: Bytes that all of these read and write.
+        more_at_new_size: Additional operations of the first step at an image size; None if
+            unknown, in which case the others include them.
     """
 
     forward: int
     backward: int | None
     bytes: int
+    more_at_new_size: int | None = None
 
     @property
     def operations(self) -> int:
         """Operations of both passes."""
         return self.forward + (self.backward or 0)
-
-
-@dataclass(frozen=True)
-class NetworkCount:
-    """What a network asks of a device at one size.
-
-    Args:
-        step: Count of a step at a size that the network has prepared for.
-        more_at_new_size: Additional operations of the first step at the size; None if unknown, in
-            which case ``step`` includes them.
-    """
-
-    step: WorkCount
-    more_at_new_size: int | None
 
 
 class Counter(TorchDispatchMode):
@@ -107,7 +95,7 @@ class Counter(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         out = function(*args, **kwargs)
-        if _works(function):
+        if _has_work(function):
             self.add(args, kwargs, out)
         return out
 
@@ -123,8 +111,8 @@ class Counter(TorchDispatchMode):
             self.bytes += sum(x.numel() * x.element_size() for x in tensors)
 
 
-def _works(function: torch._ops.OpOverload) -> bool:
-    """Tell whether an operator computes or copies, judging by its schema."""
+def _has_work(function: torch._ops.OpOverload) -> bool:
+    """Return whether an operator computes or copies, judging by its schema."""
     schema = function._schema
     if schema.name.split('::')[1] in WITHOUT_WORK or torch.Tag.inplace_view in function.tags:
         return False
@@ -136,7 +124,7 @@ def _works(function: torch._ops.OpOverload) -> bool:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Stands in for a fused attention kernel: one operation in each pass.
+    """Stand-in for a fused attention kernel: one operation in each pass.
 
     Shapes: queries [..., N, D], keys [..., M, D], values [..., M, E], mask broadcast to
     [..., N, M] or None, result [..., N, E]. As with the kernels, the result has the memory layout
@@ -177,20 +165,19 @@ def counting(device: str) -> Iterator[Counter]:
     counter, original = Counter(device), F.scaled_dot_product_attention
 
     def attention(query, key, value, attn_mask=None, *_, **__):
-        query, key, value, mask = _autocast(query, key, value, attn_mask)
-        return _FusedAttention.apply(counter, query, key, value, mask)
+        return _FusedAttention.apply(counter, *_autocast(query, key, value, attn_mask))
 
     loaded = [vars(module) for module in [*modules.values()] if isinstance(module, ModuleType)]
-    places = [
+    uses = [
         (names, name) for names in loaded for name, value in [*names.items()] if value is original
     ]
     try:
-        for names, name in places:
+        for names, name in uses:
             names[name] = attention
         with counter:
             yield counter
     finally:
-        for names, name in places:
+        for names, name in uses:
             names[name] = original
 
 
@@ -205,7 +192,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 
 @contextmanager
 def cuda_autocast(dtype: torch.dtype | None) -> Iterator[None]:
-    """Switch autocast for CUDA; ``torch.autocast`` does not turn it on where there is no GPU.
+    """Switch autocast for CUDA, which ``torch.autocast`` does not turn on without a GPU.
 
     Args:
         dtype: Of products and convolutions; None to turn autocast off.
@@ -232,15 +219,12 @@ def count_step(net: nn.Module, images: Tensor) -> WorkCount:
         The counts of both passes. No gradients are left in the network.
     """
     with counting(META) as counter:
-        maps = _listed(net(images))
+        maps = net(images)
+        maps = [maps] if isinstance(maps, Tensor) else [*maps]
         forward = counter.operations
         torch.autograd.backward(maps, [torch.empty_like(x) for x in maps])
     net.zero_grad(set_to_none=True)
     return WorkCount(forward, counter.operations - forward, counter.bytes)
-
-
-def _listed(maps: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    return [maps] if isinstance(maps, Tensor) else [*maps]
 
 
 def count_cuda_forward(
@@ -272,7 +256,7 @@ def count_cuda_forward(
     return WorkCount(counter.operations, None, counter.bytes)
 
 
-def count_network(network: str, size: Size, dtype: str = FLOAT32) -> NetworkCount:
+def count_network(network: str, size: Size, dtype: str = FLOAT32) -> WorkCount:
     """Count the operations of a network of the benchmark, built in the first of its settings.
 
     Whether the size is a new one depends on what this process counted before;
@@ -287,12 +271,10 @@ def count_network(network: str, size: Size, dtype: str = FLOAT32) -> NetworkCoun
     Raises:
         ValueError: If the network or the dtype cannot be counted.
     """
-    if network not in COUNTED_NETWORKS:
-        allowed = [*COUNTED_NETWORKS]
-        raise ValueError(f'network {network!r} cannot be counted; choose among {allowed}')
-    if dtype not in COUNTED_DTYPES:
-        allowed = [*COUNTED_DTYPES]
-        raise ValueError(f'dtype {dtype!r} cannot be counted; choose among {allowed}')
+    checks = (('network', network, COUNTED_NETWORKS), ('dtype', dtype, COUNTED_DTYPES))
+    for kind, name, allowed in checks:
+        if name not in allowed:
+            raise ValueError(f'{kind} {name!r} cannot be counted; choose among {[*allowed]}')
 
     weights = torch.bfloat16 if dtype == PURE_BFLOAT16 else torch.float32
     with torch.device(META):
@@ -300,31 +282,23 @@ def count_network(network: str, size: Size, dtype: str = FLOAT32) -> NetworkCoun
         images = torch.empty(size.batch, 3, size.height, size.width, dtype=weights)
     net.to(weights).train()
     if dtype == BFLOAT16:
-        return NetworkCount(count_cuda_forward(net, images, torch.bfloat16), None)
+        return count_cuda_forward(net, images, torch.bfloat16)
     first, step = count_step(net, images), count_step(net, images)
-    return NetworkCount(step, first.operations - step.operations)
+    return replace(step, more_at_new_size=first.operations - step.operations)
 
 
-def count_in_new_process(network: str, size: Size, dtype: str = FLOAT32) -> NetworkCount:
+def count_in_new_process(network: str, size: Size, dtype: str = FLOAT32) -> WorkCount:
     """Count as :func:`count_network` does, in a process that has seen no size yet."""
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(count_network, network, size, dtype).result()
+    return call_in_new_process(count_network, network, size, dtype)
 
 
 def render_head() -> str:
     """Write the first two lines of the Markdown table."""
-    rule = ['---'] * TEXT_COLUMNS + ['---:'] * (len(COLUMNS) - TEXT_COLUMNS)
-    return f'{_render_line(COLUMNS)}\n{_render_line(rule)}'
+    return make_table(COLUMNS, (), numbers=5)
 
 
-def render_row(network: str, size: Size, dtype: str, count: NetworkCount) -> str:
+def render_row(network: str, size: Size, dtype: str, count: WorkCount) -> str:
     """Write the line of the Markdown table that shows a count."""
-    step = count.step
-    cells = [size, dtype, network, step.forward, step.backward, step.operations]
-    cells += [count.more_at_new_size, f'{step.bytes / 1e9:.1f}']
-    return _render_line(['-' if cell is None else cell for cell in cells])
-
-
-def _render_line(cells: Sequence) -> str:
-    return '| ' + ' | '.join(map(str, cells)) + ' |'
+    cells = [size, dtype, network, count.forward, count.backward, count.operations]
+    cells += [count.more_at_new_size, f'{count.bytes / 1e9:.1f}']
+    return make_row('-' if cell is None else cell for cell in cells)
