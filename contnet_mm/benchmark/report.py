@@ -61,11 +61,7 @@ def _render_table(results: Sequence[Result], reference: str) -> list[str]:
                 NOTHING if result.compile_s is None else f'{result.compile_s:.0f}',
             ]
         rows.append(_row(result, values, len(header)))
-    parts = [make_table(header, rows)]
-    best = best_lines(results, reference)
-    if best:
-        parts += ['Best of each network over modes and dtypes:', ''.join(best)]
-    return parts + _failures(results)
+    return [make_table(header, rows), *_failures(results)]
 
 
 def _render_multiscale(results: Sequence[Result], reference: str) -> list[str]:
@@ -118,31 +114,6 @@ def _failures(results: Sequence[Result]) -> list[str]:
         if result.memory_error is not None:
             lines.append(f'{name}, its memory: {result.memory_error}\n')
     return ['Failed:', ''.join(lines)] if lines else []
-
-
-def best_lines(results: Sequence[Result], reference: str) -> list[str]:
-    """Compare the best that each network can do, over modes and dtypes.
-
-    Args:
-        results: All of one table.
-        reference: The network to compare with.
-
-    Returns:
-        A Markdown list item for each network that was timed.
-    """
-    lines = []
-    for network in dict.fromkeys(result.case.network for result in results):
-        best = best_result(results, network)
-        if best is None:
-            continue
-        time = show_percentiles([1000 * s for s in best.seconds])
-        text = f'- {network}: {best.case.mode} {best.case.dtype}, {time} ms'
-        for name in (reference, implementation_of(best)):
-            other = best_result(results, name)
-            if other is not None and name != network:
-                text += f"; {_show_ratio(best, other)} of {name}'s best"
-        lines.append(f'{text}\n')
-    return lines
 
 
 def best_result(

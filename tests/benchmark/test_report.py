@@ -2,7 +2,6 @@
 
 from contnet_mm.benchmark.plan import MULTISCALE, Case, Size
 from contnet_mm.benchmark.report import (
-    best_lines,
     best_result,
     implementation_of,
     render_report,
@@ -71,10 +70,6 @@ def test_table_divides_by_the_fastest_mode_and_by_the_reference_implementation_i
     ours = rows['contnet-m', 'eager', 'float32']
     assert ours[1:] == ['10 [10-10]', '2 [2-2]', '0.5 [0.5-0.5]', '12', '-']
     assert rows['plain-m', 'compiled', 'float32'][-1] == '32'
-    assert best_lines(results, 'resnet50')[0] == (
-        "- contnet-m: eager float32, 10 [10-10] ms; 10 [10-10] of resnet50's best; "
-        "1.25 [1.25-1.25] of plain-m's best\n"
-    )
 
 
 def test_failed_cases_and_settings_are_shown_with_their_reasons():
