@@ -14,16 +14,10 @@ if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not i
 
 import torch  # noqa: E402
 
-from contnet_mm.benchmark.kernels import (  # noqa: E402
-    make_sublayers,
-    measure,
-    measure_attention,
-    render,
-    render_attention,
-)
+from contnet_mm.benchmark import kernels  # noqa: E402
 from contnet_mm.benchmark.machine import describe_machine  # noqa: E402
 from contnet_mm.benchmark.plan import parse_size  # noqa: E402
-from contnet_mm.models import kernels  # noqa: E402
+from contnet_mm.models.kernels import MAX_CHANNELS  # noqa: E402
 from contnet_mm.utils.files import write_file  # noqa: E402
 
 
@@ -59,19 +53,19 @@ def main() -> None:
         return do_bench(step, rep=args.ms, return_mode='median')
 
     ours = ('medium', size, 'cuda', torch.bfloat16)
-    attention = (sublayer for sublayer in make_sublayers(*ours) if sublayer.kind == 'attention')
-    ways = render_attention([measure_attention(sublayer, timer) for sublayer in attention])
+    attention = (x for x in kernels.make_sublayers(*ours) if x.kind == 'attention')
+    ways = kernels.render_attention([kernels.measure_attention(x, timer) for x in attention])
     print(ways, flush=True)
     write_file(args.out_dir / 'ways.md', ways)
     rows, facts = [], describe_machine('cuda')
-    for sublayer in make_sublayers(*ours):
-        rows += measure(sublayer, timer)
-        print(render(rows[-2:]).split('\n', 2)[2], end='', flush=True)
+    for sublayer in kernels.make_sublayers(*ours):
+        rows += kernels.measure(sublayer, timer)
+        print(kernels.render(rows[-2:]).split('\n', 2)[2], end='', flush=True)
         results = dict(size=args.size, **facts, rows=rows)  # interrupted, it keeps what is done
         write_file(args.out_dir / 'kernels.json', json.dumps(results, indent=1))
-        write_file(args.out_dir / 'kernels.md', render(rows))
+        write_file(args.out_dir / 'kernels.md', kernels.render(rows))
     print(args.out_dir / 'kernels.md')
-    failed = [row for row in rows if row['error'] and row['channels'] <= kernels.MAX_CHANNELS]
+    failed = [row for row in rows if row['error'] and row['channels'] <= MAX_CHANNELS]
     if failed:
         sys.exit(f'{len(failed)} of the kernels that fused=True runs failed')
 

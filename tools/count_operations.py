@@ -10,13 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not installed
     sys.path.insert(0, str(ROOT))
 
-from contnet_mm.benchmark.count import (  # noqa: E402
-    COUNTED_DTYPES,
-    COUNTED_NETWORKS,
-    count_in_new_process,
-    render_head,
-    render_row,
-)
+from contnet_mm.benchmark import count  # noqa: E402
 from contnet_mm.benchmark.plan import MULTISCALE, parse_size  # noqa: E402
 
 
@@ -31,7 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     networks = ['contnet-m', 'contnet-m-relative', 'resnet50', 'swin-t', 'convnext-t']
     parser.add_argument(
-        '--networks', nargs='+', choices=COUNTED_NETWORKS, default=networks, help='to count'
+        '--networks', nargs='+', choices=count.COUNTED_NETWORKS, default=networks, help='to count'
     )
     parser.add_argument(
         '--sizes', nargs='+', default=['2x800x1333'], metavar='SIZE', help='HxW (one image), BxHxW'
@@ -39,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--dtypes',
         nargs='+',
-        choices=COUNTED_DTYPES,
+        choices=count.COUNTED_DTYPES,
         default=['float32', 'bfloat16-pure'],
         help='bfloat16-pure casts the weights; bfloat16 is autocast, where only the forward pass '
         'is counted, including what a network may have to prepare for a new size',
@@ -57,12 +51,12 @@ def main() -> None:
             raise ValueError(f'size {MULTISCALE!r} has no count; name one size such as 2x800x1333')
     except ValueError as error:
         parser.error(str(error))
-    print(render_head(), end='', flush=True)
+    print(count.render_head(), end='', flush=True)
     for size in sizes:
         for dtype in dict.fromkeys(args.dtypes):
             for network in dict.fromkeys(args.networks):
-                count = count_in_new_process(network, size, dtype)
-                print(render_row(network, size, dtype, count), end='', flush=True)
+                counted = count.count_in_new_process(network, size, dtype)
+                print(count.render_row(network, size, dtype, counted), end='', flush=True)
 
 
 if __name__ == '__main__':

@@ -72,11 +72,7 @@ class WorkCount:
 
 
 class Counter(TorchDispatchMode):
-    """Count the operations on a device and their bytes while active.
-
-    Args:
-        device: Type of the device, such as ``'meta'``.
-    """
+    """Count operations and their bytes on a type of device, such as ``'meta'``, while active."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -100,11 +96,7 @@ class Counter(TorchDispatchMode):
         return out
 
     def add(self, *values) -> None:
-        """Count one operation, if any of the tensors that it takes and gives is on the device.
-
-        Args:
-            *values: The tensors, nested in lists, tuples and dicts of anything.
-        """
+        """Count one operation if any tensor among its arguments and results is on the device."""
         tensors = [x for x in tree_flatten(values)[0] if isinstance(x, Tensor)]
         if any(x.device.type == self.device for x in tensors):
             self.operations += 1
@@ -153,14 +145,11 @@ class _FusedAttention(torch.autograd.Function):
 
 @contextmanager
 def counting(device: str) -> Iterator[Counter]:
-    """Count what runs inside, with fused attention as one operation.
+    """Count what runs inside on a type of device, with fused attention as one operation.
 
     For meta and fake tensors, torch decomposes ``scaled_dot_product_attention`` into products and
     a softmax. It is replaced in all loaded modules that hold it as a global name, and restored
     afterwards. Other references, such as an attribute of a network, are not replaced.
-
-    Args:
-        device: Type of the device, such as ``'meta'``.
     """
     counter, original = Counter(device), F.scaled_dot_product_attention
 
@@ -192,11 +181,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 
 @contextmanager
 def cuda_autocast(dtype: torch.dtype | None) -> Iterator[None]:
-    """Switch autocast for CUDA, which ``torch.autocast`` does not turn on without a GPU.
-
-    Args:
-        dtype: Of products and convolutions; None to turn autocast off.
-    """
+    """Turn autocast on as on a GPU, or off for None; ``torch.autocast`` needs a GPU for it."""
     was_enabled, old_dtype = torch.is_autocast_enabled(CUDA), torch.get_autocast_dtype(CUDA)
     try:
         torch.set_autocast_enabled(CUDA, dtype is not None)

@@ -13,11 +13,7 @@ from contnet_mm.benchmark.measure import reason_of
 from contnet_mm.benchmark.plan import Size
 from contnet_mm.models import window_attention as attention
 from contnet_mm.models.arch import ARCHS
-from contnet_mm.models.encoder import (
-    Encoder,
-    tensors_of_attention,
-    tensors_of_feed_forward,
-)
+from contnet_mm.models.encoder import Encoder, tensors_of_attention, tensors_of_feed_forward
 from contnet_mm.models.mode import choose_mode
 from contnet_mm.models.window_layout import window_layout
 from contnet_mm.utils.markdown import make_table
@@ -90,11 +86,6 @@ class Sublayer:
 
         return both if backward else forward
 
-    def least_bytes(self, backward: bool) -> int:
-        """Return the bytes that cannot be avoided: the map read and written, and its gradients."""
-        passes = 5 if backward else 2  # forward: in, out; then: in, and two gradients
-        return passes * self.x.numel() * self.x.itemsize
-
 
 def make_sublayers(arch: str, size: Size, device: str, dtype: torch.dtype) -> Iterator[Sublayer]:
     """Make the sublayers of an encoder for each stage and window size of an arch.
@@ -134,14 +125,15 @@ def measure(sublayer: Sublayer, timer: Timer) -> list[dict]:
         A row for each pass; a kernel that fails has the reason in place of its time.
     """
     rows = []
-    for backward in (False, True):
+    # No kernel can avoid to read and write the map; backward, to read it and both gradients.
+    for backward, transfers in ((False, 2), (True, 5)):
         row = dict(
             stage=sublayer.stage,
             half=f'{sublayer.kind} {sublayer.window_size or ""}'.strip(),
             channels=sublayer.x.shape[-1],
             backward=backward,
             portable_ms=None,
-            least_mb=sublayer.least_bytes(backward) / 1e6,
+            least_mb=transfers * sublayer.x.numel() * sublayer.x.itemsize / 1e6,
             fused_ms=None,
             error=None,
         )

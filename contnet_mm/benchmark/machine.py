@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
@@ -25,7 +25,9 @@ LEFT_OUT = ('CUDA_HOME', 'PyTorch compiling details', 'numpy_random_seed', 'Open
 def describe_machine(device: str) -> dict[str, str]:
     """Describe hardware and software, without the name of the machine and its folders."""
     commit = _output('git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--exclude=*')
-    cpu = dict(re.findall(r'^(\w[\w ]*\w)\s*: (.*)$', _cpu_info(), re.MULTILINE))
+    path = Path('/proc/cpuinfo')
+    text = path.read_text() if path.is_file() else ''
+    cpu = dict(re.findall(r'^(model name|flags)\s*: (.*)$', text, re.MULTILINE))
     flags = cpu.get('flags', '').split()
     facts = {
         'contnet_mm': __version__,
@@ -42,21 +44,9 @@ def describe_machine(device: str) -> dict[str, str]:
     if device == 'cuda':
         query = ('--query-gpu=driver_version', '--format=csv,noheader', '--id=0')
         facts['GPU driver'] = _output('nvidia-smi', *query)
-    facts |= {name: _version(name) for name in ('timm', 'triton', 'numpy')}
+    facts |= {x.name: x.version for x in distributions() if x.name in ('timm', 'triton', 'numpy')}
     facts |= {name: value for name, value in collect_env().items() if name not in LEFT_OUT}
     return {name: str(value) for name, value in facts.items() if value not in (None, '')}
-
-
-def _cpu_info() -> str:
-    path = Path('/proc/cpuinfo')
-    return path.read_text().split('\n\n')[0] if path.is_file() else ''
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _output(*command: str) -> str | None:

@@ -173,12 +173,7 @@ def _build_and_measure_peak(case: Case, setting: Setting, threads: int) -> float
 
 
 def call_in_new_process(function: Callable, *args):
-    """Call a function in a new process, which inherits no caches and no peak of memory.
-
-    Args:
-        function: Can be imported, as its result can be pickled.
-        *args: Of the function; can be pickled.
-    """
+    """Call a function of a module in a new process, which has no caches and no peak of memory."""
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
@@ -197,11 +192,10 @@ def raised_limit() -> AbstractContextManager:
     return config.patch({name: CACHE_LIMIT})
 
 
-def free_memory(device: str) -> None:
+def free_memory() -> None:
     """Free the memory of networks that are no longer used."""
     gc.collect()
-    if device == 'cuda':
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # does nothing where no GPU is in use
 
 
 def reason_of(error: BaseException) -> str:

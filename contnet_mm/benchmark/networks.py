@@ -156,12 +156,10 @@ def _build_timm(network: str, setting: Setting, size: Size) -> nn.Module:
     import timm
     from timm.layers import set_fused_attn
 
-    # The first map of ResNet is that of the stem, at stride 2.
-    options: dict = dict(out_indices=(1, 2, 3, 4) if network == 'resnet50' else (0, 1, 2, 3))
-    if network != 'resnet50':
-        options['drop_path_rate'] = 0.0
-    divisor = 1
-    if network == 'swin-t':
+    options, divisor = dict(out_indices=(0, 1, 2, 3), drop_path_rate=0.0), 1
+    if network == 'resnet50':
+        options = dict(out_indices=(1, 2, 3, 4))  # 0 is the stem, at stride 2
+    elif network == 'swin-t':
         divisor = 4  # pixels of a patch
         options['img_size'] = tuple(-(-n // divisor) * divisor for n in (size.height, size.width))
     # Fused attention of Swin counts as experimental.

@@ -145,23 +145,12 @@ def plan_cases(
     return [*cases]
 
 
-def resize_keeping_ratio(image: tuple[int, int], short: int, long: int) -> tuple[int, int]:
-    """Return the size of an image that is scaled until a side meets its bound.
-
-    Args:
-        image: Height and width in pixels.
-        short: Bound of the short side.
-        long: Bound of the long side.
-    """
-    scale = min(short / min(image), long / max(image))
-    return int(image[0] * scale + 0.5), int(image[1] * scale + 0.5)
-
-
 def multiscale_shapes(number: int, seed: int) -> list[Size]:
     """Draw shapes of image batches as an epoch of multi-scale training brings them.
 
-    The images of a batch are all upright or all wide, as MMDetection's sampler groups them; the
-    batch is as large as its largest image, up to the next multiple of 32.
+    Images keep their ratio and are as large as the bounds of both sides allow. Those of a batch are
+    all upright or all wide, as MMDetection's sampler groups them; the batch is as large as its
+    largest image, up to the next multiple of 32.
 
     Args:
         number: Of shapes, no two of which are equal.
@@ -178,9 +167,9 @@ def multiscale_shapes(number: int, seed: int) -> list[Size]:
         upright = draw.random() < 0.5
         sizes = []
         for _ in range(BATCH_SIZE):
-            image = draw.choice(IMAGES)
-            image = (image[1], image[0]) if upright else image
-            sizes.append(resize_keeping_ratio(image, draw.choice(SHORT_SIDES), LONG_SIDE))
+            image = draw.choice(IMAGES)[:: -1 if upright else 1]
+            scale = min(draw.choice(SHORT_SIDES) / min(image), LONG_SIDE / max(image))
+            sizes.append([int(side * scale + 0.5) for side in image])
         height, width = (-(-max(sides) // DIVISOR) * DIVISOR for sides in zip(*sizes, strict=True))
         shapes[Size(BATCH_SIZE, height, width)] = None
     return list(shapes)

@@ -27,7 +27,7 @@ from contnet_mm.utils.files import write_file
 ROUND_SECONDS = 0.2  # a measurement takes at least
 TRIAL_SECONDS = 0.05
 TRIAL_REPEATS = 3
-TRIAL_LIMIT = 2.0  # seconds, after which a trial is not repeated
+TRIAL_LIMIT = 0.7  # seconds; a trial that takes longer is not repeated
 WARM_UPS = {'cpu': 1, 'cuda': 20}
 
 
@@ -107,10 +107,10 @@ class Benchmark:
         write_file(self.path, json.dumps(content, indent=1) + '\n')
 
     def run(self, cases: Sequence[Case], shapes: Sequence[Size]) -> None:
-        """Measure cases, those of one size and pass together.
+        """Measure cases, of which those of one size and pass are neighbours.
 
         Args:
-            cases: Those of one size and pass are neighbours.
+            cases: What to measure.
             shapes: Of the image batches of multiscale.
         """
         for (size, _), group in groupby(cases, key=lambda case: (case.size, case.pass_name)):
@@ -122,7 +122,6 @@ class Benchmark:
                 torch.compiler.reset()
                 with raised_limit():
                     self._run_table(results)
-            self.save()
 
     def _run_table(self, results: Sequence[Result]) -> None:
         """Measure cases of one size and pass."""
@@ -192,7 +191,7 @@ class Benchmark:
                 except Exception as error:  # whatever a library raises is the result
                     result.error = reason_of(error)
             del step
-            free_memory(case.device)
+            free_memory()
             print(f'[{number}/{len(results)}] {result.case}: {result}', flush=True)
             self.save()
 
@@ -223,7 +222,7 @@ def try_settings(result: Result, case: Case, settings: Sequence[Setting]) -> Ste
         except Exception as error:  # whatever a library raises is the result
             trial['error'] = reason_of(error)
         del step
-        free_memory(case.device)
+        free_memory()
     if fastest is None:
         reasons = {trial['error']: trial['setting'] for trial in reversed(result.trials)}
         result.error = '; '.join(f'{name}: {reason}' for reason, name in reasons.items())
@@ -234,15 +233,10 @@ def try_settings(result: Result, case: Case, settings: Sequence[Setting]) -> Ste
 
 
 def _trial_seconds(step: Step) -> float:
-    began = time.perf_counter()
     seconds = step.time(WARM_UPS[step.case.device])
     iterations = iterations_for(seconds, TRIAL_SECONDS)
-    timed = []
-    while len(timed) < TRIAL_REPEATS:
-        timed.append(step.time(iterations))
-        if time.perf_counter() - began > TRIAL_LIMIT:
-            break
-    return min(timed)
+    repeats = TRIAL_REPEATS if seconds * iterations <= TRIAL_LIMIT else 1
+    return min(step.time(iterations) for _ in range(repeats))
 
 
 def time_shapes(result: Result, case: Case, setting: Setting, shapes: Sequence[Size]) -> None:

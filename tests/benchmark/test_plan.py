@@ -4,14 +4,8 @@ import re
 
 import pytest
 
-from contnet_mm.benchmark.plan import (
-    MULTISCALE,
-    Size,
-    multiscale_shapes,
-    parse_size,
-    plan_cases,
-    resize_keeping_ratio,
-)
+from contnet_mm.benchmark import plan
+from contnet_mm.benchmark.plan import MULTISCALE, Size, multiscale_shapes, parse_size, plan_cases
 
 SMALL = Size(1, 64, 64)
 
@@ -83,9 +77,20 @@ def test_multiscale_shapes_are_different_repeatable_and_within_the_bounds():
     assert any(s.height > s.width for s in shapes) and any(s.height < s.width for s in shapes)
 
 
-def test_resized_image_keeps_its_ratio_and_meets_a_bound():
-    assert resize_keeping_ratio((480, 640), 800, 1333) == (800, 1067)
-    assert resize_keeping_ratio((640, 360), 800, 1333) == (1333, 750)
+def test_multiscale_images_keep_their_ratio_and_meet_a_bound(monkeypatch):
+    monkeypatch.setattr(plan, 'SHORT_SIDES', [800])
+    shapes = {}
+    for image in ((480, 640), (360, 640)):  # the short side, then the long side is at its bound
+        monkeypatch.setattr(plan, 'IMAGES', [image])
+        shapes[image] = set(map(str, multiscale_shapes(2, seed=0)))
+    assert shapes == {
+        (480, 640): {'2x800x1088', '2x1088x800'},  # 800 x 1067
+        (360, 640): {'2x768x1344', '2x1344x768'},  # 750 x 1333
+    }
+
+
+def test_shapes_of_a_seed_stay_the_same():
+    assert [*map(str, multiscale_shapes(3, seed=0))] == ['2x672x832', '2x672x1024', '2x768x1184']
 
 
 @pytest.mark.parametrize('number', [0, 101])
