@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Settles on a GPU, within ten minutes, whether what a CPU cannot run is right and how fast it is:
-# the ways to attend in windows, of which it names the fastest, and the fused kernels.
+# Checks on a GPU, within ten minutes, that what a CPU cannot run is correct, and how fast it is:
+# the attention kernels, of which it names the fastest, and the fused kernels.
 #
 #   bash tools/gpu_check.sh [WHEELS]
 #
