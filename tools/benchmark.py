@@ -75,7 +75,7 @@ def main() -> None:
             raise ValueError(f'--rounds must be at least 1, got {args.rounds}')
         if args.device == 'cuda' and not torch.cuda.is_available():
             raise ValueError("--device 'cuda' is not available here; choose 'cpu'")
-        sizes = [plan.parse_size(text) for text in args.sizes]
+        sizes = [x if x == plan.MULTISCALE else plan.parse_size(x) for x in args.sizes]
         cases = plan.plan_cases(
             args.networks, sizes, args.passes, args.modes, args.dtypes, args.device
         )

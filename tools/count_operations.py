@@ -11,7 +11,7 @@ if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not i
     sys.path.insert(0, str(ROOT))
 
 from contnet_mm.benchmark import count  # noqa: E402
-from contnet_mm.benchmark.plan import MULTISCALE, parse_size  # noqa: E402
+from contnet_mm.benchmark.plan import parse_size  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,8 +47,6 @@ def main() -> None:
     args = parser.parse_args()
     try:
         sizes = [parse_size(text) for text in dict.fromkeys(args.sizes)]
-        if MULTISCALE in sizes:
-            raise ValueError(f'size {MULTISCALE!r} has no count; name one size such as 2x800x1333')
     except ValueError as error:
         parser.error(str(error))
     print(count.render_head(), end='', flush=True)

@@ -15,7 +15,7 @@ from contnet_mm.models import window_attention as attention
 from contnet_mm.models.arch import ARCHS
 from contnet_mm.models.encoder import Encoder, tensors_of_attention, tensors_of_feed_forward
 from contnet_mm.models.mode import choose_mode
-from contnet_mm.models.window_layout import window_layout
+from contnet_mm.models.window_layout import WindowLayout, window_layout
 from contnet_mm.utils.markdown import make_table
 
 # Of an H100 with HBM3; what a copy reaches is a tenth less.
@@ -45,13 +45,12 @@ class Sublayer:
     encoder: Encoder
     x: Tensor
 
-    def make_layout(self):
+    def make_layout(self) -> WindowLayout:
         """Return the layout of the map for attention."""
         batch, height, width, channels = self.x.shape
         head_dim = channels // self.encoder.attn.num_heads
         way = attention.choose_way(self.x.device, self.x.dtype, head_dim)
-        sizes = (self.window_size,) * 2
-        return window_layout(height, width, sizes, way, batch, self.x.device)
+        return window_layout(height, width, (self.window_size,) * 2, way, batch, self.x.device)
 
     def function(self, fused: bool) -> Callable[[Tensor], Tensor]:
         """Return the function of the map that is timed."""
@@ -88,14 +87,7 @@ class Sublayer:
 
 
 def make_sublayers(arch: str, size: Size, device: str, dtype: torch.dtype) -> Iterator[Sublayer]:
-    """Make the sublayers of an encoder for each stage and window size of an arch.
-
-    Args:
-        arch: A name of ``ARCHS``.
-        size: Of the images.
-        device: Where to.
-        dtype: Of weights and maps.
-    """
+    """Make sublayers and their maps for each stage and window size of an arch, by its name."""
     settings = ARCHS[arch]
     for i, windows in enumerate(settings['window_sizes']):
         channels, stride = settings['base_channels'] * 2**i, STRIDE * 2**i

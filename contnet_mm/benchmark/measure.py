@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import math
 import multiprocessing
 import re
 import time
@@ -177,11 +176,6 @@ def call_in_new_process(function: Callable, *args):
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
-
-
-def iterations_for(seconds: float, wanted: float) -> int:
-    """Return how many iterations of some seconds take at least the wanted seconds."""
-    return max(1, math.ceil(wanted / max(seconds, 1e-6)))
 
 
 def raised_limit() -> AbstractContextManager:

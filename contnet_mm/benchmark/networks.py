@@ -85,8 +85,7 @@ def build_network(
         compile_itself: Build ConTNet with its own option to compile itself.
 
     Returns:
-        A module that takes images, [B, 3, H, W], and gives a tuple of four maps at strides 4, 8,
-        16 and 32.
+        A module that takes images, [B, 3, H, W], and gives four maps at strides 4, 8, 16 and 32.
 
     Raises:
         ModuleNotFoundError: If the library that the setting names is not installed.

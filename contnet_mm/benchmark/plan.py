@@ -72,24 +72,16 @@ class Case:
         return f'{self.size} {self.pass_name} {self.network} {self.mode} {self.dtype}'
 
 
-def parse_size(text: str) -> Size | str:
-    """Read a size as a user writes it.
-
-    Args:
-        text: ``'HxW'`` (one image), ``'BxHxW'`` or ``'multiscale'``.
-
-    Returns:
-        The size, or ``'multiscale'``.
+def parse_size(text: str) -> Size:
+    """Read a size as a user writes it, ``'HxW'`` (one image) or ``'BxHxW'``.
 
     Raises:
-        ValueError: If it is none of these, or smaller than the networks take.
+        ValueError: If it is neither, or smaller than the networks take.
     """
-    if text == MULTISCALE:
-        return text
     if not re.fullmatch(r'[0-9]+(x[0-9]+){1,2}', text):
         raise ValueError(
-            f'size {text!r} must be HxW (one image) or BxHxW, such as 800x1333 or 4x224x224, or '
-            f'{MULTISCALE!r}'
+            f'size {text!r} must be HxW (one image) or BxHxW, such as 800x1333 or 4x224x224; '
+            f'only tools/benchmark.py takes {MULTISCALE!r} as well'
         )
     batch, height, width = [1, *map(int, text.split('x'))][-3:]
     if batch < 1 or min(height, width) < MIN_SIDE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -12,14 +13,7 @@ from pathlib import Path
 
 import torch
 
-from contnet_mm.benchmark.measure import (
-    Step,
-    free_memory,
-    iterations_for,
-    measure_peak,
-    raised_limit,
-    reason_of,
-)
+from contnet_mm.benchmark.measure import Step, free_memory, measure_peak, raised_limit, reason_of
 from contnet_mm.benchmark.networks import Setting, list_settings
 from contnet_mm.benchmark.plan import COMPILED, EAGER, MULTISCALE, Case, Size
 from contnet_mm.utils.files import write_file
@@ -137,8 +131,8 @@ class Benchmark:
             if step is not None:
                 steps[result] = step
             took = time.perf_counter() - began
-            name = f'[{number}/{len(results)}] {result.case}'
-            print(f'{name}: {result} (tried in {took:.0f} s)', flush=True)
+            outcome = f'{result} (tried in {took:.0f} s)'
+            print(f'[{number}/{len(results)}] {result.case}: {outcome}', flush=True)
             self.save()
         self.time_rounds(steps)
         for result, step in steps.items() if self.with_memory else ():
@@ -154,8 +148,7 @@ class Benchmark:
     def time_rounds(self, steps: dict[Result, Step]) -> None:
         """Time all cases in each round, in shuffled order; only complete rounds are kept.
 
-        Args:
-            steps: What to time, by result; a case that fails is left out from then on.
+        A case that fails is left out from then on.
         """
         order = list(steps)
         shuffle = random.Random(self.seed).shuffle
@@ -230,6 +223,11 @@ def try_settings(result: Result, case: Case, settings: Sequence[Setting]) -> Ste
     result.setting, result.compile_s = best['setting'], best['compile_s']
     result.iterations = iterations_for(best['ms'] / 1000, ROUND_SECONDS)
     return fastest
+
+
+def iterations_for(seconds: float, wanted: float) -> int:
+    """Return how many iterations of some seconds take at least the wanted seconds."""
+    return max(1, math.ceil(wanted / max(seconds, 1e-6)))
 
 
 def _trial_seconds(step: Step) -> float:

@@ -7,7 +7,7 @@ import pytest
 from contnet_mm.benchmark import run
 from contnet_mm.benchmark.networks import CHANNELS_LAST, Setting
 from contnet_mm.benchmark.plan import MULTISCALE, NETWORKS, Case, Size
-from contnet_mm.benchmark.run import Benchmark, Result
+from contnet_mm.benchmark.run import Benchmark, Result, iterations_for
 
 SMALL = Size(1, 64, 64)
 
@@ -61,6 +61,11 @@ def run_made(made_steps, tmp_path):
         return benchmark.results
 
     return run_cases
+
+
+@pytest.mark.parametrize(('seconds', 'iterations'), [(0.05, 4), (0.03, 7), (0.5, 1)])
+def test_a_measurement_takes_at_least_the_wanted_time(seconds, iterations):
+    assert iterations_for(seconds, 0.2) == iterations
 
 
 def test_fastest_setting_is_timed_and_a_failing_network_is_kept_as_failed(run_made, capsys):
