@@ -46,24 +46,24 @@ def record(channels, heads, hidden, dtype, pre_norm, position):
     w1, w2 = torch.empty(hidden, channels, dtype=dtype), torch.empty(channels, hidden, dtype=dtype)
     b1, vector = torch.empty(hidden, dtype=dtype), torch.empty(channels)
     shift = vector.to(dtype)
-    statistics = torch.empty(tokens), torch.empty(tokens)
     for save in (False, True):
-        mlp.forward(x, w1, b1, w2, shift, vector, vector, 1e-5, pre_norm, save)
-    mlp.backward(x, x, w1, b1, w2, vector, vector, *statistics, pre_norm)
-    norm.backward(x, x, *statistics, vector)
-    for side in (7, 14):
-        places = side * side
+        _, *saved = mlp.fused_mlp(x, w1, b1, w2, shift, vector, vector, 1e-5, pre_norm, save)
+    mlp.fused_mlp_backward(x, x, w1, b1, w2, vector, vector, *saved, pre_norm)
+    for window_size in (7, 14):
+        area = window_size**2
         absolute = position == 'absolute'
-        table = torch.empty(places, channels, dtype=dtype) if absolute else None
-        bias = None if absolute else torch.empty(heads, places, places, dtype=dtype)
-        qkv, qkv_bias = (torch.empty(3 * channels, n, dtype=dtype) for n in (channels, 1))
-        weight = torch.empty(channels, channels, dtype=dtype)
+        table = torch.empty(area, channels, dtype=dtype) if absolute else None
+        bias = None if absolute else torch.empty(heads, area, area, dtype=dtype)
+        qkv_weight, weight = (torch.empty(n * channels, channels, dtype=dtype) for n in (3, 1))
+        qkv_bias = torch.empty(3 * channels, dtype=dtype)
         images = x.view(1, size, size, channels)
-        rest = (shift, vector, vector, 1e-5, side, heads, pre_norm)
+        inputs = (images, table, bias, qkv_weight, qkv_bias, weight)
+        options = (window_size, heads, pre_norm)
         for save in (False, True):
-            attention.forward(images, table, bias, qkv, qkv_bias, weight, *rest, save)
-        packed = torch.empty(tokens, 3 * channels, dtype=dtype)
-        attention.backward(x, packed, bias, size, size, side, heads)
+            _, *saved = attention.fused_attention(
+                *inputs, shift, vector, vector, 1e-5, *options, save
+            )
+        attention.fused_attention_backward(images, *inputs, vector, vector, *saved, *options)
 
 
 def build(kernel, args, options):

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from contnet_mm import ConTNet, kernels
+from contnet_mm import ConTNet
+from contnet_mm.models import kernels
 from contnet_mm.models.encoder import WindowEncoders
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
 from tests.encoding import encode, layout_for
@@ -167,7 +168,7 @@ def test_maps_in_any_memory_are_taken():
 
 def arguments(name, position='absolute', pre_norm=False, strided=False):
     """Return arguments of an operator; its backward pass takes what it has saved."""
-    from contnet_mm.models.kernels import operators
+    from contnet_mm.models.kernels import attention, mlp
 
     def tensor(*shape):
         x = torch.randn(*shape[::-1]).permute(*range(len(shape))[::-1]) if strided else None
@@ -180,7 +181,7 @@ def arguments(name, position='absolute', pre_norm=False, strided=False):
         forward = x, w1, b1, w2, b2, gamma, beta, 1e-5, pre_norm, True
         if 'backward' not in name:
             return forward
-        saved = operators.fused_mlp(*forward)[1:]
+        saved = mlp.fused_mlp(*forward)[1:]
         return tensor(10, 8), x, w1, b1, w2, gamma, beta, *saved, pre_norm
     absolute = position == 'absolute'
     table = tensor(4, 8) if absolute else None
@@ -191,7 +192,7 @@ def arguments(name, position='absolute', pre_norm=False, strided=False):
     forward = *first, proj_bias, gamma, beta, 1e-5, 2, 2, pre_norm, True
     if 'backward' not in name:
         return forward
-    saved = operators.fused_attention(*forward)[1:]
+    saved = attention.fused_attention(*forward)[1:]
     return tensor(1, 3, 5, 8), *first, gamma, beta, *saved, 2, 2, pre_norm
 
 
@@ -202,7 +203,7 @@ OPERATORS = ('fused_mlp', 'fused_mlp_backward', 'fused_attention', 'fused_attent
 @pytest.mark.parametrize('pre_norm', [False, True])
 @pytest.mark.parametrize('name', OPERATORS)
 def test_operators_keep_their_promises_to_a_compiler(name, pre_norm, strided):
-    from contnet_mm.models.kernels import operators  # noqa: F401 (registers them)
+    from contnet_mm.models.kernels import encoder  # noqa: F401 (registers them)
 
     operator = getattr(torch.ops.contnet_mm, name).default
     for position in POSITIONS if 'attention' in name else POSITIONS[:1]:
@@ -210,10 +211,10 @@ def test_operators_keep_their_promises_to_a_compiler(name, pre_norm, strided):
 
 
 def test_a_backward_pass_that_nothing_was_saved_for_is_refused():
-    from contnet_mm.models.kernels.operators import fused_mlp
+    from contnet_mm.models.kernels.mlp import fused_mlp
 
     *rest, _ = arguments('fused_mlp')
-    with pytest.raises(ValueError, match='save must be True'):
+    with pytest.raises(ValueError, match='save_for_backward must be True'):
         fused_mlp(*rest, False)[0].sum().backward()
 
 
@@ -231,10 +232,8 @@ class _NoGradient(torch.autograd.Function):
 
 @pytest.mark.parametrize('name', OPERATORS[::2])
 def test_a_result_that_no_gradient_reaches_hands_none_on(name):
-    from contnet_mm.models.kernels import operators
-
     x, *rest = arguments(name)
-    out = getattr(operators, name)(x, *rest)[0]
+    out = getattr(torch.ops.contnet_mm, name)(x, *rest)[0]
     (_NoGradient.apply(out).sum() + x.sum()).backward()
     assert torch.equal(x.grad, torch.ones_like(x)) and rest[-8].grad is None
 

@@ -29,7 +29,7 @@ def supports(x: Tensor, window_size: int, head_dim: int, has_dropout: bool) -> b
 
     Args:
         x: Map, [B, C, H, W].
-        window_size: Of the windows in tokens.
+        window_size: Side of the larger windows in tokens.
         head_dim: Channels of a head.
         has_dropout: Whether anything is dropped, which the kernels cannot do.
 
@@ -41,7 +41,8 @@ def supports(x: Tensor, window_size: int, head_dim: int, has_dropout: bool) -> b
         return False
     if window_size > MAX_WINDOW_SIZE or head_dim > MAX_HEAD_DIM:
         return False
-    if not (is_known_gpu(x.device.index) if x.is_cuda else _is_interpreted(x)):
+    interpreted = INTERPRETED and x.device.type == 'cpu'
+    if not (is_known_gpu(x.device.index) if x.is_cuda else interpreted):
         return False
     if not hasattr(torch.library, 'custom_op'):
         raise ValueError(f'fused=True needs torch 2.4 or newer, this is {torch.__version__}')
@@ -52,13 +53,5 @@ def supports(x: Tensor, window_size: int, head_dim: int, has_dropout: bool) -> b
 
 @torch.compiler.assume_constant_result
 def is_known_gpu(index: int | None) -> bool:
-    """Tell whether a GPU is one that the kernels are compiled for.
-
-    Args:
-        index: Of the device; None for the current one.
-    """
+    """Tell whether a GPU, the current one by default, is one that the kernels are compiled for."""
     return torch.cuda.get_device_capability(index) == CAPABILITY
-
-
-def _is_interpreted(x: Tensor) -> bool:
-    return INTERPRETED and x.device.type == 'cpu'

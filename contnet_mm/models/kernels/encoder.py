@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contnet_mm.models.kernels.operators import fused_attention, fused_mlp
+from contnet_mm.models.kernels.attention import fused_attention
+from contnet_mm.models.kernels.mlp import fused_mlp
 
 
 def attend(
@@ -26,8 +27,8 @@ def attend(
     """Compute the first half of an encoder: positions, attention, residual and norm.
 
     Args:
-        x: Map, [B, H, W, C]; tokens keep their places. Under autocast it is cast like the weights
-            of linear layers, and so is the result, while norms keep float32 inside.
+        x: Map, [B, H, W, C]. Under autocast it is cast like the weights of linear layers, and so
+            is the result, while norms keep float32 inside.
         position: Added to each token of a window, row by row, [P, C], or None.
         bias: Added to the logits, query by key, row by row, [heads, P, P], or None.
         qkv_weight: Of the projection to queries, keys and values, [3 * C, C].

@@ -2,7 +2,7 @@
 
 A program takes some tokens through both linear layers, a few hidden channels at a time. Sums,
 statistics and products are kept in float32; what goes into a product has the dtype of the tokens.
-Shapes: T tokens, C channels, M hidden channels. Nothing in here has run on a GPU yet.
+Shapes: T tokens, C channels, M hidden channels.
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from contnet_mm.models.kernels.tiles import (
+from contnet_mm.models.kernels import norm
+from contnet_mm.models.kernels.common import (
     block_of,
     load_rows,
     load_vector,
+    new_outputs,
     normalise,
+    on_device_of,
     product,
+    register_gradient,
     splits,
     statistics,
     store_rows,
@@ -29,13 +34,13 @@ SQRT_HALF_OVER_PI = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 * pi)
 
 @triton.jit
 def gelu(x):
-    """Weigh x by the probability that a standard normal variable is less."""
+    """Multiply x by the probability that a standard normal variable is less."""
     return 0.5 * x * (1 + tl.erf(x * SQRT_HALF))
 
 
 @triton.jit
 def gelu_slope(x):
-    """Derivative of :func:`gelu`."""
+    """Compute the derivative of :func:`gelu`."""
     return 0.5 * (1 + tl.erf(x * SQRT_HALF)) + x * SQRT_HALF_OVER_PI * tl.exp(-0.5 * x * x)
 
 
@@ -82,7 +87,7 @@ def _load_y(
     x_ptr, gamma_ptr, beta_ptr, mean_ptr, rstd_ptr, rows, row_mask, columns,
     C: tl.constexpr, PRE_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Input of the first linear layer."""
+    """Load the input of the first linear layer."""
     x = load_rows(x_ptr, rows, row_mask, columns, C)
     if PRE_NORM:
         mean = tl.load(mean_ptr + rows, row_mask, other=0.0)
@@ -99,7 +104,7 @@ def _backward_tokens(
     C: tl.constexpr, M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_T: tl.constexpr, PRE_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the first layer's input; without pre-norm that of the residual is added."""
+    """Compute the gradient of the first layer's input; post-norm adds that of the residual."""
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     row_mask = rows < tokens
     columns = tl.arange(0, BLOCK_C)
@@ -127,7 +132,7 @@ def _backward_weights(
     C: tl.constexpr, M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_T: tl.constexpr, PRE_NORM: tl.constexpr,
 ):  # fmt: skip
-    """A share of the tokens' part in the gradients of some hidden channels' weights."""
+    """Sum the gradients of some hidden channels' weights over one split of the tokens."""
     hidden = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(1)
     columns = tl.arange(0, BLOCK_C)
@@ -168,97 +173,93 @@ def _tiles(channels: int, dtype: torch.dtype) -> dict:
     )
 
 
-def forward(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-    pre_norm: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op('contnet_mm::fused_mlp', mutates_args=())
+def fused_mlp(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, gamma: Tensor, beta: Tensor,
+    eps: float, pre_norm: bool, save_for_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Compute ``norm(x + w2 @ gelu(w1 @ x + b1) + b2)``, or ``x + ... norm(x) ...`` if pre-norm.
 
-    Args:
-        x: Tokens, [T, C], row by row in memory, as all others.
-        w1: Weight of the first layer, [M, C], of the dtype of ``x``.
-        b1: Bias, [M].
-        w2: Weight of the second layer, [C, M], of the dtype of ``x``.
-        b2: Bias, [C].
-        gamma: Scale of the norm, [C].
-        beta: Shift of the norm, [C].
-        eps: Added to the variance.
-        pre_norm: Normalise the input of the layers instead of the sum.
-        save: Whether a backward pass is to follow.
-
-    Returns:
-        Tokens, [T, C]; what is normalised, [T, C], if it is the sum and saved; its mean and
-        reciprocal deviation, [T] each, in float32, if saved. What is not there is empty.
+    Arguments are those of :func:`contnet_mm.models.kernels.encoder.feed_forward`, with tokens,
+    [T, C], instead of a map; weights have their dtype. Returned is what
+    :func:`~contnet_mm.models.kernels.common.new_outputs` allocates.
     """
+    inputs = [t.contiguous() for t in (x, w1, b1, w2, b2, gamma, beta)]
+    outputs = new_outputs(x, pre_norm, save_for_backward)
     tokens, channels = x.shape
     tiles = _tiles(channels, x.dtype)
-    out = torch.empty_like(x)
-    total = torch.empty_like(x) if save and not pre_norm else x.new_empty(0, channels)
-    mean = x.new_empty(tokens if save else 0, dtype=torch.float32)
-    rstd = torch.empty_like(mean)
     if tokens:
-        _forward[(triton.cdiv(tokens, tiles['BLOCK_T']),)](
-            x, w1, b1, w2, b2, gamma, beta, out, total, mean, rstd, tokens, eps,
-            C=channels, M=len(w1), PRE_NORM=pre_norm, SAVE=save, **tiles,
-        )  # fmt: skip
-    return out, total, mean, rstd
+        with on_device_of(x):
+            _forward[(triton.cdiv(tokens, tiles['BLOCK_T']),)](
+                *inputs, *outputs, tokens, eps,
+                C=channels, M=len(w1), PRE_NORM=pre_norm, SAVE=save_for_backward, **tiles,
+            )  # fmt: skip
+    return outputs
 
 
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    pre_norm: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the two layers of :func:`forward`, which computes hidden activations again.
+@fused_mlp.register_fake
+def _(x, w1, b1, w2, b2, gamma, beta, eps, pre_norm, save_for_backward):
+    return new_outputs(x, pre_norm, save_for_backward)
 
-    Args:
-        grad: Of the sum, [T, C].
-        x: As there, like all that follow.
-        w1: As there.
-        b1: As there.
-        w2: As there.
-        gamma: As there.
-        beta: As there.
-        mean: As returned there.
-        rstd: As returned there.
-        pre_norm: As there.
 
-    Returns:
-        Gradients of the input of the first layer, with that of the residual unless pre-norm,
-        [T, C]; of ``w1``, ``b1`` and ``w2``, in float32.
+@torch.library.custom_op('contnet_mm::fused_mlp_backward', mutates_args=())
+def fused_mlp_backward(
+    grad: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, gamma: Tensor, beta: Tensor,
+    total: Tensor, mean: Tensor, rstd: Tensor, pre_norm: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Compute the gradients of the tensors of :func:`fused_mlp`, in their order.
+
+    Hidden activations are computed again. ``total``, ``mean`` and ``rstd`` are as returned there.
     """
+    grad, x, w1, b1, w2, gamma, beta = (t.contiguous() for t in (grad, x, w1, b1, w2, gamma, beta))
     tokens, channels = x.shape
     hidden = len(w1)
     tiles = _tiles(channels, x.dtype)
-    x_grad = torch.empty_like(x)
-    if not tokens:
-        zeros = w1.new_zeros(hidden, channels, dtype=torch.float32)
-        return x_grad, zeros, zeros[:, 0].clone(), zeros.t().contiguous()
-    shared = (x, w1, b1, w2, gamma, beta, mean, rstd, grad)
-    sizes = dict(C=channels, M=hidden, PRE_NORM=pre_norm, **tiles)
-    number = triton.cdiv(tokens, tiles['BLOCK_T'])
-    _backward_tokens[(number,)](*shared, x_grad, tokens, **sizes)
-
-    # Each program adds up a share of the tokens; the shares are added up in a fixed order.
-    chunks = triton.cdiv(hidden, tiles['BLOCK_M'])
+    # Each program sums over a share of the tokens; the shares are added in a fixed order.
+    number, chunks = triton.cdiv(tokens, tiles['BLOCK_T']), triton.cdiv(hidden, tiles['BLOCK_M'])
     shares, length = splits(number, chunks)
+    x_grad = torch.empty_like(x)
     w1_grad, w2_grad = x.new_empty(2, shares, hidden, channels, dtype=torch.float32)
     b1_grad = x.new_empty(shares, hidden, dtype=torch.float32)
-    grid = (chunks, shares)
-    _backward_weights[grid](*shared, w1_grad, b1_grad, w2_grad, tokens, length, **sizes)
-    return x_grad, w1_grad.sum(0), b1_grad.sum(0), w2_grad.sum(0).t()
+    with on_device_of(x):
+        sum_grad = grad
+        if not pre_norm:
+            sum_grad, *norm_grads = norm.backward(grad, total, mean, rstd, gamma, beta)
+        if tokens:
+            inputs = (x, w1, b1, w2, gamma, beta, mean, rstd, sum_grad)
+            sizes = dict(C=channels, M=hidden, PRE_NORM=pre_norm, **tiles)
+            _backward_tokens[(number,)](*inputs, x_grad, tokens, **sizes)
+            _backward_weights[(chunks, shares)](
+                *inputs, w1_grad, b1_grad, w2_grad, tokens, length, **sizes
+            )
+        if pre_norm:
+            y_grad, *norm_grads = norm.backward(x_grad, x, mean, rstd, gamma, beta)
+            x_grad = y_grad + grad
+    return [
+        x_grad,
+        w1_grad.sum(0).to(w1.dtype),
+        b1_grad.sum(0).to(b1.dtype),
+        w2_grad.sum(0).t().to(w2.dtype).contiguous(),
+        sum_grad.sum(0, dtype=torch.float32).to(b1.dtype),  # that of b2, which is not here
+        *norm_grads,
+    ]
+
+
+@fused_mlp_backward.register_fake
+def _(grad, x, w1, b1, w2, gamma, beta, *_):
+    shapes = [t.new_empty(t.shape) for t in (x, w1, b1, w2, gamma, beta)]
+    return [*shapes[:4], b1.new_empty(x.shape[1]), *shapes[4:]]
+
+
+register_gradient(fused_mlp, fused_mlp_backward, num_tensors=7)
+
+
+@register_flop_formula(torch.ops.contnet_mm.fused_mlp)
+def _flops(x_shape, w1_shape, *_, **__) -> int:
+    return 4 * x_shape[0] * w1_shape[0] * w1_shape[1]
+
+
+@register_flop_formula(torch.ops.contnet_mm.fused_mlp_backward)
+def _flops_backward(grad_shape, x_shape, w1_shape, *_, **__) -> int:
+    # Seven products: two are computed in both kernels.
+    return 14 * x_shape[0] * w1_shape[0] * w1_shape[1]

@@ -1,7 +1,7 @@
 """Triton kernel of the backward pass of a layer norm whose statistics were saved in float32.
 
 That of torch wants its scale in the dtype of the tokens, which under autocast it is not: the tokens
-would have to be copied to float32 and back. Nothing in here has run on a GPU yet.
+would have to be copied to float32 and back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from contnet_mm.models.kernels.tiles import (
+from contnet_mm.models.kernels.common import (
     PROGRAMS,
     block_of,
     load_rows,
@@ -49,19 +49,20 @@ def _backward(
 
 
 def backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a layer norm.
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gamma: Tensor, beta: Tensor
+) -> list[Tensor]:
+    """Compute the gradients of a layer norm.
 
     Args:
-        grad: Of the result, [T, C], row by row in memory, as all others.
-        x: What was normalised, [T, C].
+        grad: Gradient of the result, [T, C].
+        x: What was normalised, [T, C], contiguous as all that follow.
         mean: Of each token, [T], in float32.
         rstd: Reciprocal deviation of each token, [T], in float32.
         gamma: Scale, [C].
+        beta: Shift, [C].
 
     Returns:
-        Gradients of ``x``, [T, C], and of scale and shift, [C] each, in float32.
+        Gradients of ``x``, ``gamma`` and ``beta``, in their dtypes.
     """
     tokens, channels = x.shape
     block_c = block_of(channels)
@@ -72,7 +73,7 @@ def backward(
     gamma_grad, beta_grad = x.new_empty(2, programs, channels, dtype=torch.float32)
     if tokens:
         _backward[(programs,)](
-            grad, x, mean, rstd, gamma, out, gamma_grad, beta_grad, tokens, tiles,
+            grad.contiguous(), x, mean, rstd, gamma, out, gamma_grad, beta_grad, tokens, tiles,
             C=channels, BLOCK_C=block_c, BLOCK_T=block_t, num_warps=4,
         )  # fmt: skip
-    return out, gamma_grad.sum(0), beta_grad.sum(0)
+    return [out, gamma_grad.sum(0).to(gamma.dtype), beta_grad.sum(0).to(beta.dtype)]
