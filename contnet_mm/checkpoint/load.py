@@ -1,8 +1,7 @@
-"""Weights for the backbone: find it in a checkpoint, check that it is covered, load it."""
+"""Weights for the backbone: find them in a checkpoint, check that they cover it, load them."""
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections import Counter, OrderedDict
@@ -36,39 +35,41 @@ def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) 
     try:
         content = read_checkpoint(checkpoint)
     except FileNotFoundError as error:
-        raise FileNotFoundError(_missing_file(checkpoint)) from error
+        raise FileNotFoundError(
+            f'checkpoint {checkpoint} does not exist (relative to {Path.cwd()}). There is no '
+            'address to fetch it from: download the official file by hand from its authors and run '
+            f'`python -m contnet_mm convert_checkpoint <download> {checkpoint} --classifier`, '
+            'or name the download itself as checkpoint: it is read as released. '
+            'To train without it set init_cfg=None and freeze nothing (frozen_stages=-1, '
+            'norm_eval=False)'
+        ) from error
     state_dict = find_backbone(content, checkpoint, prefix)
-    kind = 'official' if is_official(state_dict) else 'ours'
-    if hasattr(net, 'avg_down'):  # a part without such a shortcut does not care
+    official = is_official(state_dict)
+    if hasattr(net, 'avg_down'):  # a part of a backbone may have no such shortcut
         check_avg_down(content, state_dict, net.avg_down, checkpoint)
-    if kind == 'official':
+    if official:
         state_dict = convert_official(state_dict)
     state_dict, resized = resize_positions(state_dict, net.state_dict())
     matched = check_coverage(state_dict, net, checkpoint)
     net.load_state_dict(matched, strict=False)
     for line in resized:
-        _log(line)
-    total = len(net.state_dict())
-    _log(
-        f'loaded {len(matched)} of {total} tensors of {type(net).__name__} from {checkpoint} '
-        f'({kind} layout)'
+        print_log(line, 'current')
+    print_log(
+        f'loaded {len(matched)} of {len(net.state_dict())} tensors of {type(net).__name__} from '
+        f'{checkpoint} ({"official" if official else "ours"} layout)',
+        'current',
     )
 
 
 def find_backbone(
     content: object, checkpoint: str, prefix: str | None = None
 ) -> OrderedDict[str, Tensor]:
-    """Take the backbone's tensors out of whatever a checkpoint file held.
-
-    See :func:`find_tensors`; strips ``backbone.`` as well.
+    """Return the tensors of the backbone in a checkpoint, by its own or official keys.
 
     Args:
-        content: What the file held.
-        checkpoint: Its name, for errors.
-        prefix: Where the backbone is; found by itself if None.
-
-    Returns:
-        Tensors by the backbone's own or official keys.
+        content: What :func:`~contnet_mm.checkpoint.read.read_checkpoint` returned.
+        checkpoint: Name of the file, for errors.
+        prefix: Of the backbone's keys; by default ``backbone.`` if there are such keys.
 
     Raises:
         ValueError: If there is no ConTNet in it.
@@ -91,45 +92,40 @@ def find_backbone(
 
 
 def find_tensors(content: object, checkpoint: str) -> dict[str, Tensor]:
-    """Take all tensors out of what a checkpoint file held.
-
-    Unwraps ``state_dict`` and ``model``; strips ``module.`` and ``_orig_mod.``.
+    """Return all tensors of a checkpoint, by keys without the prefixes of DDP and torch.compile.
 
     Args:
-        content: What the file held.
-        checkpoint: Its name, for errors.
+        content: What :func:`~contnet_mm.checkpoint.read.read_checkpoint` returned: a state dict, or
+            one under ``state_dict`` or ``model``, however deeply nested.
+        checkpoint: Name of the file, for errors.
 
     Raises:
         ValueError: If it held no state dict.
     """
-    while isinstance(content, Mapping):
-        inner = [
-            content[key] for key in ('state_dict', 'model') if isinstance(content.get(key), Mapping)
-        ]
-        if not inner:
-            break
-        content = inner[0]
     if not isinstance(content, Mapping):
         raise ValueError(f'{checkpoint} holds a {type(content).__name__}, not a state dict')
+    for key in ('state_dict', 'model'):
+        if isinstance(content.get(key), Mapping):
+            return find_tensors(content[key], checkpoint)
     return {_strip(str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def _strip(key: str) -> str:
-    """Drop what DDP and torch.compile put into keys."""
+    """Remove what DDP and torch.compile add to a key."""
     return re.sub(r'(^|\.)(?:(?:module|_orig_mod)\.)+', r'\1', key)
 
 
 def resize_positions(
     state_dict: Mapping[str, Tensor], target: Mapping[str, Tensor]
 ) -> tuple[OrderedDict[str, Tensor], list[str]]:
-    """Resize position tables of another window size by interpolation.
+    """Interpolate position tables of another window size.
 
     Args:
         state_dict: Tensors by our names.
-        target: The tensors that are wanted; their shapes count.
+        target: The network's own, whose shapes count.
 
     Returns:
-        The tensors with tables of the wanted size, and a line for the log about each that changed.
+        All tensors, and a line for the log about each that was resized.
     """
     resized, lines = OrderedDict(state_dict), []
     for key, table in state_dict.items():
@@ -160,12 +156,7 @@ def _resize(table: Tensor, length: int, square: bool) -> Tensor:
 def check_coverage(
     state_dict: Mapping[str, Tensor], net: nn.Module, checkpoint: str
 ) -> OrderedDict[str, Tensor]:
-    """Check that a state dict covers a backbone.
-
-    Args:
-        state_dict: Tensors by our names.
-        net: The backbone.
-        checkpoint: Name of the file, for errors.
+    """Check that a state dict by our names covers a backbone.
 
     Returns:
         The tensors of the backbone; those of parts that it did not build are left out.
@@ -197,9 +188,9 @@ def check_coverage(
     return OrderedDict((key, state_dict[key]) for key in own if key in state_dict)
 
 
-def _fits(found: Tensor, wanted: Tensor) -> bool:
-    same_kind = found.is_floating_point() == wanted.is_floating_point()
-    return found.shape == wanted.shape and same_kind and not found.is_complex()
+def _fits(found: Tensor, expected: Tensor) -> bool:
+    same_kind = found.is_floating_point() == expected.is_floating_point()
+    return found.shape == expected.shape and same_kind and not found.is_complex()
 
 
 def _kind(tensor: Tensor) -> str:
@@ -207,7 +198,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _advice(file: Mapping[str, Tensor], net: nn.Module) -> str:
-    """Say in which settings a file and a network differ, as far as keys and shapes show."""
+    """Name the settings in which a file and a network differ, as far as keys and shapes show."""
     built = {key: value for key, value in file.items() if net.builds(key)}
     theirs, ours = describe(built), describe(net.state_dict())
     differences = [
@@ -239,15 +230,14 @@ def describe(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
 
 
 def prove_avg_down(content: object, state_dict: Mapping[str, Tensor]) -> str | None:
-    """Find what proves that a backbone was trained with ``avg_down=True``.
+    """Return what proves that a backbone was trained with ``avg_down=True``, in words.
+
+    That is an official key, or the note that our converter leaves in ``meta``. None if there is no
+    proof, which does not prove the opposite.
 
     Args:
         content: What the file held.
         state_dict: The backbone's tensors in it.
-
-    Returns:
-        An official key, or words about the note that our converter leaves in ``meta``; None if
-        there is no proof, which does not prove the opposite.
     """
     key = next((f'its key {key}' for key in state_dict if AVG_DOWN.fullmatch(key)), None)
     for name in ('meta', 'contnet'):
@@ -259,7 +249,7 @@ def prove_avg_down(content: object, state_dict: Mapping[str, Tensor]) -> str | N
 def check_avg_down(
     content: object, state_dict: Mapping[str, Tensor], avg_down: bool, checkpoint: str
 ) -> None:
-    """Check a backbone's ``avg_down`` against the file; a log line says where that cannot be.
+    """Check ``avg_down`` of a backbone against a file; log where the file does not tell.
 
     Args:
         content: What the file held.
@@ -276,22 +266,8 @@ def check_avg_down(
             f'{checkpoint} was trained with avg_down=True, as {proof} shows; set avg_down=True'
         )
     if avg_down and not proof and is_official(state_dict):
-        _log(
-            f'{checkpoint}: its keys do not tell whether it was trained with '
-            'avg_down=True; loaded as told'
+        print_log(
+            f'{checkpoint}: its keys do not tell whether it was trained with avg_down=True; '
+            'loaded as told',
+            'current',
         )
-
-
-def _missing_file(checkpoint: str) -> str:
-    return (
-        f'checkpoint {checkpoint} does not exist (relative to {Path.cwd()}). There is no address '
-        'to fetch it from: download the official file by hand from its authors and run '
-        f'`python -m contnet_mm convert_checkpoint <download> {checkpoint} --classifier`, '
-        'or name the download itself as checkpoint: it is read as released. '
-        'To train without it set init_cfg=None and freeze nothing (frozen_stages=-1, '
-        'norm_eval=False)'
-    )
-
-
-def _log(message: str) -> None:
-    print_log(message, logger='current', level=logging.INFO)

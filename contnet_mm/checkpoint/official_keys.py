@@ -1,11 +1,11 @@
-"""Official ConTNet keys to ours and back: pure functions over state dicts."""
+"""Official names of the tensors of a ConTNet to ours and back."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -27,15 +27,8 @@ _NAMES = [
     (_STE + 'mlp.{fc}.{p}', _OURS + 'ffn.{fc}.{p}'),
     (_STE + '{norm}.{p}', _OURS + '{norm}.{p}'),
 ]
-_FIELDS = {
-    'b': r'\d+',
-    'i': '[123]',
-    'p': 'weight|bias',
-    'any': '.+',
-    'linear': 'qkv|proj',
-    'fc': 'fc[12]',
-    'norm': 'norm[12]',
-}
+_FIELDS = {'b': r'\d+', 'i': '[123]', 'p': 'weight|bias', 'any': '.+'}
+_FIELDS.update(linear='qkv|proj', fc='fc[12]', norm='norm[12]')
 # Stages and encoders count from 1 there and from 0 here.
 _OFFICIAL_FIELDS = {**_FIELDS, 's': '[1-4]', 'e': '[12]'}
 _OUR_FIELDS = {**_FIELDS, 's': '[0-3]', 'e': '[01]'}
@@ -64,33 +57,22 @@ def is_official(state_dict: Mapping[str, Tensor]) -> bool:
 def convert_official(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """Rename the tensors of the official network to our names; the classifier is left out.
 
+    Tables of the absolute position lose their two axes of length 1.
+
     Args:
         state_dict: Tensors by official name (without ``module.``).
-
-    Returns:
-        The same tensors by our names; the tables of the absolute position lose their two axes of
-        length 1.
 
     Raises:
         ValueError: If a key is not one of the official network, or two mean the same tensor.
     """
     converted: OrderedDict[str, Tensor] = OrderedDict()
-    unknown = []
-    for key, value in state_dict.items():
-        if IGNORED.fullmatch(key):
-            continue
-        name = _rename(key, _TO_OURS, shift=-1)
-        if name is None:
-            unknown.append(key)
-        elif name in converted:
+    kept = [key for key in state_dict if not IGNORED.fullmatch(key)]
+    for key, name in _rename(kept, _TO_OURS, shift=-1, network='the official ConTNet'):
+        if name in converted:
             raise ValueError(f'{key} is there twice, under another official name too')
-        else:
-            is_table = name.endswith(('.position.rows', '.position.columns')) and value.dim()
-            converted[name] = value.reshape(-1, value.shape[-1]) if is_table else value
-    if unknown:
-        raise ValueError(
-            f'{len(unknown)} keys are not of the official ConTNet, the first are {unknown[:5]}'
-        )
+        value = state_dict[key]
+        is_table = name.endswith(('.position.rows', '.position.columns')) and value.dim()
+        converted[name] = value.reshape(-1, value.shape[-1]) if is_table else value
     return converted
 
 
@@ -99,24 +81,18 @@ def convert_to_official(
 ) -> OrderedDict[str, Tensor]:
     """Rename our tensors to the names of the official network: undo :func:`convert_official`.
 
+    The index of the relative position is added, which the official network keeps beside its tables.
+
     Args:
         state_dict: Tensors of the backbone by our names.
         avg_down: Whether the backbone was built so; it decides a name, which ours does not tell.
-
-    Returns:
-        The same tensors by official names and in official shapes, with the index of the relative
-        position, which the official network keeps beside its bias tables.
 
     Raises:
         ValueError: If a key is none of ours.
     """
     converted: OrderedDict[str, Tensor] = OrderedDict()
-    unknown = []
-    for key, value in state_dict.items():
-        name = _rename(key, _TO_OFFICIAL, shift=1)
-        if name is None:
-            unknown.append(key)
-            continue
+    for key, name in _rename(state_dict, _TO_OFFICIAL, shift=1, network='ConTNet'):
+        value = state_dict[key]
         if avg_down and not name.startswith('layer4.'):
             name = name.replace('.downsample.conv.', '.downsample.conv.conv.')
         if name.endswith('.pe.0'):
@@ -127,25 +103,32 @@ def convert_to_official(
         if name.endswith('.relative_position_bias_table'):
             index = name.replace('_bias_table', '_index')
             converted[index] = _relative_index((math.isqrt(len(value)) + 1) // 2)
-    if unknown:
-        raise ValueError(f'{len(unknown)} keys are not of ConTNet, the first are {unknown[:5]}')
     return converted
 
 
-def _rename(key: str, rules: list[tuple[re.Pattern, str]], shift: int) -> str | None:
-    for pattern, template in rules:
-        match = pattern.fullmatch(key)
-        if match:
-            fields = match.groupdict()
-            fields.update({name: int(fields[name]) + shift for name in 'se' if name in fields})
-            return template.format(**fields)
-    return None
+def _rename(
+    keys: Iterable[str], rules: list[tuple[re.Pattern, str]], shift: int, network: str
+) -> list[tuple[str, str]]:
+    """Return pairs of a key and its new name, in which stages and encoders count from elsewhere."""
+    pairs, unknown = [], []
+    for key in keys:
+        matches = ((pattern.fullmatch(key), template) for pattern, template in rules)
+        match, template = next(((m, template) for m, template in matches if m), (None, ''))
+        if match is None:
+            unknown.append(key)
+            continue
+        fields = match.groupdict()
+        fields.update({name: int(fields[name]) + shift for name in 'se' if name in fields})
+        pairs.append((key, template.format(**fields)))
+    if unknown:
+        raise ValueError(f'{len(unknown)} keys are not of {network}, the first are {unknown[:5]}')
+    return pairs
 
 
 def _relative_index(window: int) -> Tensor:
-    """Row of the bias table for each query and key, row-major in the window, [p * p, p * p]."""
-    place = torch.arange(window * window)
-    row, column = place // window, place % window
+    """Return the row of the bias table for each query and key of a window, [P, P]."""
+    index = torch.arange(window * window)
+    row, column = index // window, index % window
     down = row[:, None] - row[None] + window - 1
     right = column[:, None] - column[None] + window - 1
     return down * (2 * window - 1) + right

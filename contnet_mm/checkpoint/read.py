@@ -26,7 +26,7 @@ from contnet_mm.utils.errors import first_line
 
 
 def _numpy_globals() -> dict[str, object]:
-    """What pickled numpy arrays and scalars name, under the module names of numpy 1 and numpy 2."""
+    """Return what pickled numpy arrays and scalars name, under the names of numpy 1 and 2."""
     try:
         from numpy._core import multiarray
     except ImportError:  # numpy 1
@@ -42,7 +42,7 @@ def _numpy_globals() -> dict[str, object]:
 
 
 def _statistic(owner: object, name: str) -> object:
-    """Stand in for ``getattr``, by which a log history names its own statistics."""
+    """Replace ``getattr``, by which a pickled log history names its own statistics."""
     if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
         return getattr(owner, name)
     raise pickle.UnpicklingError(f'asks for getattr of {owner!r}, {name!r}')
@@ -60,8 +60,7 @@ EXTRA_GLOBALS: dict[str, object] = {
     **_numpy_globals(),
 }
 
-
-# Whose attributes a file may set.
+# Classes whose objects a file may set attributes of.
 BUILT = (torch.Tensor, OrderedDict, np.ndarray, np.dtype, HistoryBuffer)
 
 
@@ -84,25 +83,24 @@ def read_checkpoint(path: str | Path) -> object:
     """
     with ExitStack() as stack:
         try:
-            local = stack.enter_context(get_local_path(os.path.expanduser(path)))
+            file = Path(stack.enter_context(get_local_path(os.path.expanduser(path))))
         except Exception as error:  # every file client has errors of its own
             raise ValueError(f'{path} cannot be fetched: {_reason(error)}; give a file') from error
-        return _read(Path(local), path)
+        if not file.exists():
+            raise FileNotFoundError(f'checkpoint {path} does not exist')
+        if not file.is_file():
+            raise ValueError(f'{path} is a folder, not a checkpoint file')
+        return _read(file, path)
 
 
 def _read(file: Path, path: str | Path) -> object:
-    if not file.exists():
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
-    if not file.is_file():
-        raise ValueError(f'{path} is a folder, not a checkpoint file')
-    if Path(path).suffix == '.safetensors':
-        import_safetensors()
-        load = _load_safetensors
+    in_safetensors = Path(path).suffix == '.safetensors'
+    if in_safetensors:
+        import_safetensors()  # to name a missing library
     else:
         _refuse_other_formats(file, path)
-        load = _load
     try:
-        return load(file)
+        return _load_safetensors(file) if in_safetensors else _load(file)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f'{path} is refused, or is no checkpoint: {_reason(error)}. Beside tensors and '
@@ -124,26 +122,22 @@ def _refuse_other_formats(file: Path, path: str | Path) -> None:
             f'{path} is a web page, not a checkpoint (it starts with {head[:20]!r}): '
             'the download went wrong, fetch the file itself'
         )
-    # torch before 2.6 hands both to loaders that run what is in them.
+    # torch before 2.6 hands tar archives and programs to loaders that run what is in them.
     if tarfile.is_tarfile(file):
         raise ValueError(f'{path} is refused: it is a tar archive; save it with a newer torch')
-    if any(name.endswith('constants.pkl') for name in _names_in_zip(file)):
-        raise ValueError(f'{path} is refused: it is a TorchScript program; save weights')
-
-
-def _names_in_zip(file: Path) -> list[str]:
-    """List what Python's reader and torch's own, which decides, see: one may see what is hidden."""
+    # Python's reader of zip archives and torch's own may find different names: ask both.
     names: list[str] = []
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             names += archive.namelist()
-    with suppress(RuntimeError):  # none for torch either
+    with suppress(RuntimeError):  # no archive for torch
         names += torch._C.PyTorchFileReader(str(file)).get_all_records()
-    return names
+    if any(name.endswith('constants.pkl') for name in names):
+        raise ValueError(f'{path} is refused: it is a TorchScript program; save weights')
 
 
 def _reason(error: Exception) -> str:
-    """Pick the fact out of torch's advice, which is to trust the file."""
+    """Return the fact in an error without torch's advice, which is to trust the file."""
     fact = re.search(
         r'GLOBAL [\w.]+|Unsupported operand \d+|asks for .+|but got <class .+>', str(error)
     )
@@ -153,18 +147,15 @@ def _reason(error: Exception) -> str:
 def _load_safetensors(file: Path) -> dict[str, object]:
     with import_safetensors().safe_open(str(file), 'pt') as content:
         meta = json.loads((content.metadata() or {}).get('meta', '{}'))
-        return dict(
-            meta=meta if isinstance(meta, dict) else {},
-            state_dict=OrderedDict((key, content.get_tensor(key)) for key in [*content.keys()]),
-        )
+        tensors = OrderedDict((key, content.get_tensor(key)) for key in [*content.keys()])
+        return dict(meta=meta if isinstance(meta, dict) else {}, state_dict=tensors)
 
 
 def _load(file: Path) -> object:
     # Older versions refuse numpy's names of another major version even when they are allowed.
     if digit_version(torch.__version__) >= digit_version('2.6'):
-        with torch.serialization.safe_globals(
-            [(value, name) for name, value in EXTRA_GLOBALS.items()]
-        ):
+        allowed = [(value, name) for name, value in EXTRA_GLOBALS.items()]
+        with torch.serialization.safe_globals(allowed):
             return torch.load(file, map_location='cpu', weights_only=True)
     restricted = SimpleNamespace(
         __name__='restricted',
@@ -175,15 +166,15 @@ def _load(file: Path) -> object:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Gives torch's own list for ``weights_only`` and ours; anything else ends the load.
+    """Allow torch's own list for ``weights_only`` and ours; anything else ends the load.
 
-    In pure Python, since the one in C lets no one say whose attributes a file may set.
+    In pure Python, since the unpickler in C cannot restrict whose attributes a file may set.
     """
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> object:
-        """Look an allowed class or function up."""
+        """Return an allowed class or function."""
         module = {'__builtin__': 'builtins'}.get(module, module)  # its name in old protocols
         allowed = {**torch._weights_only_unpickler._get_allowed_globals(), **EXTRA_GLOBALS}
         if f'{module}.{name}' not in allowed:

@@ -1,4 +1,4 @@
-"""The bytes of checkpoint files: plain contents, equal bytes for equal contents."""
+"""Writing checkpoint files: plain contents, equal bytes for equal contents."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ SUFFIXES = ('.pth', '.pt', '.safetensors')
 def encode_checkpoint(
     state_dict: Mapping[str, Tensor], meta: Mapping | None = None, suffix: str = '.pth'
 ) -> bytes:
-    """Give the bytes of a checkpoint file.
+    """Return the bytes of a checkpoint file; one version of torch repeats them.
 
     Args:
         state_dict: Tensors by name.
         meta: Plain values to keep beside them, as MMEngine does; None keeps the state dict alone.
         suffix: One of ``SUFFIXES``: the kind of file.
-
-    Returns:
-        The content of the file, which one version of torch makes equal for equal arguments.
 
     Raises:
         ModuleNotFoundError: If safetensors is asked for and not installed.
@@ -35,7 +32,7 @@ def encode_checkpoint(
     wrong = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
     if wrong:
         raise ValueError(f'the values of {wrong[:5]} are no tensors: they cannot be saved')
-    # A copy drops memory that is shared with tensors which are left out.
+    # A copy leaves out memory that is shared with other tensors.
     tensors = OrderedDict(
         (key, value.detach().clone(memory_format=torch.contiguous_format))
         for key, value in state_dict.items()
@@ -44,7 +41,7 @@ def encode_checkpoint(
         # One entry, since several are written in an order that changes from run to run.
         metadata = None if meta is None else {'meta': json.dumps(meta, sort_keys=True)}
         return import_safetensors().torch.save(tensors, metadata)
-    if hasattr(state_dict, '_metadata'):  # versions of the modules, which some of them look at
+    if hasattr(state_dict, '_metadata'):  # versions of the modules, which some modules look at
         tensors._metadata = state_dict._metadata
     stream = io.BytesIO()  # written to a file, the archive would hold the file's name
     torch.save(tensors if meta is None else dict(meta=dict(meta), state_dict=tensors), stream)
