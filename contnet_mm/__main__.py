@@ -1,4 +1,4 @@
-"""Runs a tool of contnet_mm, the same from a wheel and from a checkout."""
+"""Run a tool of contnet_mm, the same from a wheel and from a checkout."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contnet_mm.apis.launch import find_tool, list_tools, resolve_name, run_scri
 
 
 def make_parser(folder: Path) -> argparse.ArgumentParser:
-    """Returns the parser of the command line; its help lists the tools of the folder."""
-    lines = [f'  {name:20}  {text}' for name, text in list_tools(folder).items()]
+    """Return the parser of the command line; its help lists the tools of the folder."""
+    tools = ''.join(f'\n  {name:20}  {text}' for name, text in list_tools(folder).items())
     parser = argparse.ArgumentParser(
         prog='python -m contnet_mm',
         description=__doc__,
-        epilog='\n'.join(['tools:', *lines]),
+        epilog=f'tools:{tools}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('tool', help='one of the list below')
@@ -29,7 +29,7 @@ def make_parser(folder: Path) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Runs the tool, or lists the tools where none is named."""
+    """Run the tool, or list the tools where none is named."""
     folder = resources() / 'tools'
     parser = make_parser(folder)
     args = parser.parse_args(sys.argv[1:] or ['--help'])

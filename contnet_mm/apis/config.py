@@ -1,8 +1,8 @@
-"""Finding and reading a config of one of the three libraries, by path or by name."""
+"""Find and read a config of one of the three libraries, by path or by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +14,7 @@ CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')  # what MMEngine reads
 
 
 def resources() -> Path:
-    """Return the folder that holds ``configs`` and ``tools``.
-
-    It is ``.mim`` in the package where a wheel was installed, else the checkout.
+    """Return the folder of ``configs`` and ``tools``: a wheel has ``.mim``, else the checkout.
 
     Raises:
         ValueError: If there is neither.
@@ -54,9 +52,14 @@ def find_config(name: str, folder: Path | None = None) -> str:
             f'{name} is no file, and the name of {len(found)} configs; write one of them: '
             + ', '.join(path.as_posix() for path in found)
         )
-    close = get_close_matches(Path(name).name, [path.name for path in ours])
-    hint = f'did you mean {" or ".join(close)}?' if close else f'see {folder}'
+    hint = suggest(Path(name).name, (path.name for path in ours), f'see {folder}')
     raise ValueError(f'{name} is neither a file nor the name of a config in contnet_mm; {hint}')
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Ask whether a known name was meant that is close to an unknown one, if there is any."""
+    close = get_close_matches(name, [*known])
+    return f'did you mean {" or ".join(close)}?' if close else otherwise
 
 
 def read_config(name: str | Path, import_custom_modules: bool = True) -> Config:
@@ -74,9 +77,8 @@ def read_config(name: str | Path, import_custom_modules: bool = True) -> Config:
         if '::' in str(name):
             config = _read_of_library(str(name), import_custom_modules)
         else:
-            config = Config.fromfile(
-                find_config(str(name)), import_custom_modules=import_custom_modules
-            )
+            path = find_config(str(name))
+            config = Config.fromfile(path, import_custom_modules=import_custom_modules)
     except ModuleNotFoundError as error:
         raise ValueError(
             f'{name} needs a library that is not found: {error}. Beside the maintained fork that '
@@ -103,25 +105,18 @@ def _read_of_library(name: str, import_custom_modules: bool) -> Config:
 
 
 def datasets_of(config: Config, split: str) -> list[dict]:
-    """Return what a config says of the data sets of a split.
+    """Return the data sets of a split, ``'train'``, ``'val'`` or ``'test'``, as a config has them.
 
-    Args:
-        config: Of any of the libraries.
-        split: ``'train'``, ``'val'`` or ``'test'``.
-
-    Returns:
-        The data sets, those inside RepeatDataset, ConcatDataset and their like; none where the
-        config has no such data loader.
+    Those are the ones inside RepeatDataset, ConcatDataset and other wrappers; none where the config
+    has no such data loader.
     """
-    loader = config.get(f'{split}_dataloader') or {}
-    return [*_unwrap(loader.get('dataset'))]
 
+    def unwrap(dataset: dict) -> Iterator[dict]:
+        inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
+        if not inner:
+            yield dataset
+        for other in inner:
+            yield from unwrap(other)
 
-def _unwrap(dataset: dict | None) -> Iterator[dict]:
-    if not dataset:
-        return
-    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
-    if not inner:
-        yield dataset
-    for other in inner:
-        yield from _unwrap(other)
+    dataset = (config.get(f'{split}_dataloader') or {}).get('dataset')
+    return [*unwrap(dataset)] if dataset else []

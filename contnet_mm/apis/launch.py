@@ -1,4 +1,4 @@
-"""Finds our configs and tools by name and runs them, the same from a wheel and from a checkout."""
+"""Find our configs and tools by name and run them, the same from a wheel and from a checkout."""
 
 from __future__ import annotations
 
@@ -7,21 +7,14 @@ import ast
 import runpy
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
-from contnet_mm.apis.config import CONFIG_SUFFIXES, LIBRARIES, find_config, read_config
+from contnet_mm.apis.config import CONFIG_SUFFIXES, LIBRARIES, find_config, read_config, suggest
 
 
 def library_of(config: str) -> str:
-    """Return the library that a config is for, by its ``default_scope``.
-
-    Raises:
-        ValueError: If it has none, or another one than ``LIBRARIES``, or if a base of it belongs
-            to a library that MMEngine does not find.
-    """
-    # What the config imports is left to the library's script, which reads it again.
+    """Return the default scope of a config; what it imports is left to the library's script."""
     return read_config(config, import_custom_modules=False).default_scope
 
 
@@ -36,14 +29,14 @@ def library_script(library: str, name: str) -> Path:
         raise ValueError(f'{library} is not installed, and the config needs it')
     package = Path(spec.submodule_search_locations[0])
     # A checkout of the library that is installed in place has no .mim.
-    places = (package / '.mim' / 'tools' / name, package.parent / 'tools' / name)
-    for place in places:
-        if place.is_file():
-            return place
-    raise ValueError(f'{library} comes without {name}; looked for {places[0]} and {places[1]}')
+    paths = (package / '.mim' / 'tools' / name, package.parent / 'tools' / name)
+    for path in paths:
+        if path.is_file():
+            return path
+    raise ValueError(f'{library} comes without {name}; looked for {paths[0]} and {paths[1]}')
 
 
-def hand_over_plan(name: str, arguments: Sequence[str]) -> tuple[Path, list[str]]:
+def script_and_arguments(name: str, arguments: Sequence[str]) -> tuple[Path, list[str]]:
     """Return the library's script for a config and the arguments for it.
 
     Args:
@@ -55,19 +48,15 @@ def hand_over_plan(name: str, arguments: Sequence[str]) -> tuple[Path, list[str]
             which library it is for.
     """
     # The config is not always first: torch.distributed.launch puts --local-rank before it.
-    places = [
-        place
-        for place, argument in enumerate(arguments)
-        if not argument.startswith('-') and argument.endswith(CONFIG_SUFFIXES)
-    ]
-    if not places:
-        raise ValueError(
-            f'{" ".join(arguments) or "nothing"} was given, and no config in it: a name that ends '
-            f'in {", ".join(CONFIG_SUFFIXES)}'
-        )
-    config = find_config(arguments[places[0]])
-    script = library_script(library_of(config), name)
-    return script, [*arguments[: places[0]], config, *arguments[places[0] + 1 :]]
+    for i, argument in enumerate(arguments):
+        if not argument.startswith('-') and argument.endswith(CONFIG_SUFFIXES):
+            config = find_config(argument)
+            script = library_script(library_of(config), name)
+            return script, [*arguments[:i], config, *arguments[i + 1 :]]
+    raise ValueError(
+        f'{" ".join(arguments) or "nothing"} was given, and no config in it: a name that ends in '
+        + ', '.join(CONFIG_SUFFIXES)
+    )
 
 
 def run_script(script: Path, arguments: Sequence[str]) -> None:
@@ -78,7 +67,7 @@ def run_script(script: Path, arguments: Sequence[str]) -> None:
 
 
 def make_task_parser(description: str) -> argparse.ArgumentParser:
-    """Return the parser of a tool that hands over to a library's script."""
+    """Return the parser of a tool that runs a library's script; it shows help and errors alone."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f'The library is the default_scope of the config: {", ".join(LIBRARIES)}.',
@@ -92,20 +81,17 @@ def make_task_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_task(name: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Hand over to a library's script; what is wrong before that ends as an error of the parser.
+def run_task(name: str, parser: argparse.ArgumentParser) -> None:
+    """Run the script ``name`` of the library of a config with the arguments of the command line.
 
-    Args:
-        name: ``train.py`` or ``test.py``.
-        parser: What shows help and errors. It parses nothing, since the library's script may get
-            options before the config.
-        arguments: Those of the library's script.
+    They are not parsed, since the library's script may get options before the config.
     """
-    if list(arguments) in (['-h'], ['--help']):  # mim asks for it before every training
+    arguments = sys.argv[1:]
+    if arguments in (['-h'], ['--help']):  # mim asks for it before every training
         parser.print_help()
         return
     try:
-        script, arguments = hand_over_plan(name, arguments)
+        script, arguments = script_and_arguments(name, arguments)
     except ValueError as error:
         parser.error(str(error))
     run_script(script, arguments)
@@ -113,12 +99,10 @@ def run_task(name: str, parser: argparse.ArgumentParser, arguments: Sequence[str
 
 def list_tools(folder: Path) -> dict[str, str]:
     """Return the names of the tools in a folder, each with the first line of its docstring."""
-    return {
-        path.stem: (ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or '').partition(
-            '\n'
-        )[0]
-        for path in sorted(folder.glob('*.py'))
+    docs = {
+        path.stem: ast.get_docstring(ast.parse(path.read_bytes())) for path in folder.glob('*.py')
     }
+    return {name: (docs[name] or '').partition('\n')[0] for name in sorted(docs)}
 
 
 def find_tool(name: str, folder: Path) -> Path:
@@ -129,8 +113,7 @@ def find_tool(name: str, folder: Path) -> Path:
     """
     tools = list_tools(folder)
     if name not in tools:
-        close = get_close_matches(name, tools)
-        hint = f'did you mean {" or ".join(close)}?' if close else f'there are {", ".join(tools)}'
+        hint = suggest(name, tools, f'there are {", ".join(tools)}')
         raise ValueError(f'{name} is no tool of contnet_mm; {hint}')
     return folder / f'{name}.py'
 

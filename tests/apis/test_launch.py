@@ -30,7 +30,7 @@ def configs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs a script as ``python script arguments``; returns exit status, output and errors."""
+    """Run a script as ``python script arguments``; returns exit status, output and errors."""
 
     def run(script, *arguments):
         monkeypatch.setattr(sys, 'argv', [str(script), *arguments])
@@ -147,14 +147,14 @@ def test_a_missing_library_or_script_is_an_error_that_names_it(tmp_path, monkeyp
 
 def test_only_the_name_of_the_config_changes_on_the_way_to_the_library():
     before, after = ['--local-rank=0'], ['--launcher', 'pytorch', '--cfg-options', 'a.b=c.py']
-    script, arguments = launch.hand_over_plan('test.py', [*before, DEMO, 'x.pth', *after])
+    script, arguments = launch.script_and_arguments('test.py', [*before, DEMO, 'x.pth', *after])
     assert script == launch.library_script('mmdet', 'test.py')
     assert arguments == [*before, str(ROOT / 'configs' / 'demo' / DEMO), 'x.pth', *after]
 
 
 def test_arguments_without_a_config_are_an_error_that_repeats_them():
     with pytest.raises(ValueError, match='--amp was given, and no config in it'):
-        launch.hand_over_plan('train.py', ['--amp'])
+        launch.script_and_arguments('train.py', ['--amp'])
 
 
 def test_a_script_runs_as_if_python_had_started_it(run, tmp_path):
