@@ -1,4 +1,4 @@
-"""Draws what a detector, segmentor or classifier sees in one image, and prints it."""
+"""Draw what a detector, segmentor or classifier predicts for one image, and print it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contnet_mm.apis.inference import SUFFIXES, predict_image, write_picture
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('image', type=Path, help='file of an image')
     parser.add_argument(
@@ -20,14 +20,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('checkpoint', type=Path, help='weights of the whole model')
     parser.add_argument('--out', type=Path, default=Path('image_demo.png'), help='PNG or JPEG')
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='least score of a detection (default: 0.3)'
+        '--score-thr', type=float, default=0.3, help='lowest score of a detection (default: 0.3)'
     )
     parser.add_argument('--device', help='such as cpu (default: CUDA where there is a GPU)')
     return parser
 
 
 def main() -> None:
-    """Writes the picture and prints the result."""
+    """Write the picture and print the result."""
     parser = make_parser()
     args = parser.parse_args()
     if args.out.suffix.lower() not in SUFFIXES:

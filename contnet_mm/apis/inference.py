@@ -20,8 +20,9 @@ from contnet_mm.models.contnet import ConTNet
 from contnet_mm.utils.errors import first_line
 from contnet_mm.utils.files import write_file
 
-NUM_CLASSES = 5  # that are named of a classifier
+TOP_K = 5  # classes of a classifier that are named
 SUFFIXES = ('.png', '.jpg', '.jpeg')
+Prediction = tuple[np.ndarray, list[str]]  # picture, RGB, [H, W, 3], and lines about it
 
 
 def predict_image(
@@ -30,7 +31,7 @@ def predict_image(
     checkpoint: str | Path,
     device: str | None = None,
     score_thr: float = 0.3,
-) -> tuple[np.ndarray, list[str]]:
+) -> Prediction:
     """Predict for one image and draw the result over it.
 
     Args:
@@ -50,8 +51,11 @@ def predict_image(
     pixels = read_image(image)
     cfg = read_config(config)
     inferencer = load_inferencer(cfg, checkpoint, device)
-    predict = {'mmdet': _detect, 'mmseg': _segment, 'mmpretrain': _classify}[cfg.default_scope]
-    return predict(inferencer, image, pixels, score_thr)
+    if cfg.default_scope == 'mmdet':
+        return _detect(inferencer, image, score_thr)
+    if cfg.default_scope == 'mmseg':
+        return _segment(inferencer, image)
+    return _classify(inferencer, image, pixels)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -79,7 +83,7 @@ def write_picture(picture: np.ndarray, path: str | Path) -> None:
 
     Raises:
         OSError: If it cannot be written there.
-        ValueError: If the name ends like no picture.
+        ValueError: If the name ends in none of ``SUFFIXES``.
     """
     import cv2
 
@@ -93,9 +97,9 @@ def write_picture(picture: np.ndarray, path: str | Path) -> None:
 def load_inferencer(config: Config, checkpoint: str | Path, device: str | None = None) -> object:
     """Build the inferencer of the library that a config belongs to, with weights and classes.
 
-    The library never opens the checkpoint, since it may run code that is in one:
-    :func:`contnet_mm.checkpoint.read.read_checkpoint` does. Class names that a file lacks come from
-    the config's test data instead of from COCO or Cityscapes.
+    :func:`contnet_mm.checkpoint.read.read_checkpoint` opens the checkpoint, never the library,
+    which may run code that is in it. Class names that a file lacks come from the config's test data
+    instead of from COCO or Cityscapes.
 
     Args:
         config: Of MMDetection, MMSegmentation or MMPretrain.
@@ -116,16 +120,15 @@ def load_inferencer(config: Config, checkpoint: str | Path, device: str | None =
     datasets = datasets_of(config, 'test')
     if not datasets:
         raise ValueError('the config has no test data, whose pipeline is to prepare images')
-    config.test_dataloader.dataset = datasets[0]  # inferencers look into no wrapper
+    config.test_dataloader.dataset = datasets[0]  # inferencers do not look into wrappers
     meta = {**_dataset_meta(config, datasets[0]), **_file_meta(content)}
     scope = config.default_scope
     if scope != 'mmpretrain' and not meta.get('classes'):
         raise ValueError(f'neither {checkpoint} nor the test data of the config name the classes')
     with warnings.catch_warnings():
-        # The first two are true, but about to change; nothing here needs a visualizer's back end.
-        warnings.filterwarnings(
-            'ignore', message='Checkpoint is not loaded|weights is None|Failed to add'
-        )
+        # Weights are loaded below; nothing here needs a visualizer's back end.
+        message = 'Checkpoint is not loaded|weights is None|Failed to add'
+        warnings.filterwarnings('ignore', message=message)
         if scope == 'mmdet':
             from mmdet.apis import DetInferencer
 
@@ -152,14 +155,13 @@ def load_inferencer(config: Config, checkpoint: str | Path, device: str | None =
 
 
 def _check_device(device: str | None) -> str:
-    """Return the device to compute on, after a try."""
+    """Return the device to compute on, once a tensor could be made there."""
     if device is None:
         return 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         torch.empty(1, device=device)
     except Exception as error:  # AssertionError, RuntimeError and more, by kind of device
-        reason = first_line(error)
-        raise ValueError(f'device {device!r} cannot be used: {reason}') from error
+        raise ValueError(f'device {device!r} cannot be used: {first_line(error)}') from error
     return device
 
 
@@ -179,10 +181,9 @@ def _dataset_meta(config: Config, dataset: Mapping) -> dict:
 
 def _file_meta(content: object) -> dict:
     """Return what a checkpoint says of its data set."""
-    said = content.get('meta') if isinstance(content, Mapping) else None
-    if not isinstance(said, Mapping):
-        return {}
-    meta = said.get('dataset_meta') or {'classes': said.get('CLASSES')}  # the latter: OpenMMLab 1
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    if isinstance(meta, Mapping):
+        meta = meta.get('dataset_meta') or {'classes': meta.get('CLASSES')}  # of OpenMMLab 1
     if not isinstance(meta, Mapping):
         return {}
     return {str(key).lower(): value for key, value in meta.items() if value is not None}
@@ -201,36 +202,32 @@ def _load_weights(model: nn.Module, content: object, checkpoint: str | Path) -> 
         reasons = [line.strip() for line in str(error).splitlines()[1 : NUM_LISTED + 1]]
         raise ValueError(f'{checkpoint} does not fit the config: {" ".join(reasons)}') from error
     surplus = (
-        f'{len(unexpected)} of its {len(state_dict)} tensors have no place in the model, the '
-        f'first ones {", ".join(unexpected[:NUM_LISTED])}'
+        f'{len(unexpected)} of its {len(state_dict)} tensors are not in the model, the first are '
+        + ', '.join(unexpected[:NUM_LISTED])
     )
     if missing:
         raise ValueError(
             f'{checkpoint} does not fit the config: it lacks {len(missing)} of '
-            f'{len(model.state_dict())} tensors, the first ones {", ".join(missing[:NUM_LISTED])}'
+            f'{len(model.state_dict())} tensors, the first are {", ".join(missing[:NUM_LISTED])}'
             + (f'; {surplus}' if unexpected else '')
         )
     if unexpected:
         warnings.warn(f'{checkpoint} may belong to another config: {surplus}', stacklevel=3)
 
 
-def _detect(
-    inferencer: object, image: str | Path, pixels: np.ndarray, score_thr: float
-) -> tuple[np.ndarray, list[str]]:
+def _detect(inferencer: object, image: str | Path, score_thr: float) -> Prediction:
     result = inferencer(str(image), return_vis=True, pred_score_thr=score_thr)
     found = result['predictions'][0]
     kept = [i for i, score in enumerate(found['scores']) if score >= score_thr]
     classes = inferencer.model.dataset_meta['classes']
     lines = [f'{len(kept)} objects with a score of at least {score_thr:g}']
     for i in kept:
-        box = ' '.join(f'{side:.0f}' for side in found['bboxes'][i])
+        box = ' '.join(f'{edge:.0f}' for edge in found['bboxes'][i])
         lines.append(f'{classes[found["labels"][i]]} {found["scores"][i]:.3f} box {box}')
     return result['visualization'][0], lines
 
 
-def _segment(
-    inferencer: object, image: str | Path, pixels: np.ndarray, score_thr: float
-) -> tuple[np.ndarray, list[str]]:
+def _segment(inferencer: object, image: str | Path) -> Prediction:
     result = inferencer(str(image), return_vis=True)
     labels, numbers = np.unique(result['predictions'], return_counts=True)
     classes = inferencer.model.dataset_meta['classes']
@@ -239,9 +236,7 @@ def _segment(
     return result['visualization'], [f'{classes[labels[i]]} {shares[i]:.1%}' for i in order]
 
 
-def _classify(
-    inferencer: object, image: str | Path, pixels: np.ndarray, score_thr: float
-) -> tuple[np.ndarray, list[str]]:
+def _classify(inferencer: object, image: str | Path, pixels: np.ndarray) -> Prediction:
     from mmpretrain.visualization import UniversalVisualizer
 
     # Called as a whole it gives either the sample or the picture, and prints a progress bar.
@@ -251,7 +246,7 @@ def _classify(
     picture = UniversalVisualizer().visualize_cls(
         np.ascontiguousarray(pixels), sample, classes=classes, draw_gt=False
     )
-    scores, labels = sample.pred_score.topk(min(NUM_CLASSES, len(sample.pred_score)))
+    scores, labels = sample.pred_score.topk(min(TOP_K, len(sample.pred_score)))
     named = [classes[i] if classes else f'class {i}' for i in labels.tolist()]
     lines = [f'{n} {score:.3f}' for n, score in zip(named, scores.tolist(), strict=True)]
     return picture, lines
