@@ -1,4 +1,4 @@
-"""Makes a small file to share from a training's checkpoint: weights, and a hash in the name."""
+"""Make a small file to share from a training's checkpoint: weights, and a hash in the name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contnet_mm.apis.publish import publish_checkpoint
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', type=Path, help='checkpoint of a training, such as epoch_12.pth')
     parser.add_argument(
@@ -23,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Publishes, and prints what is in the file."""
+    """Publish, and print what is in the file."""
     parser = make_parser()
     args = parser.parse_args()
     suffix = '.safetensors' if args.safetensors else '.pth'

@@ -1,4 +1,4 @@
-"""Checkpoint files of ConTNet from one layout to another: official, backbone alone, classifier."""
+"""Convert checkpoints of ConTNet between layouts: official, backbone alone, classifier."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Network:
-    """A whole ConTNet, found in a file.
+    """A whole ConTNet in a file.
 
     Attributes:
         layout: A key of ``LAYOUTS``, or ``'detector or other'``.
-        backbone: Its tensors by our names.
-        head: ``weight`` [classes, C] and ``bias`` [classes] of its classifier, or what is there.
+        backbone: Tensors by our names.
+        head: ``weight`` [classes, C] and ``bias`` [classes] of the classifier, as far as given.
         options: Arguments of ConTNet that the file tells.
         avg_down_proof: What proves that it was trained with ``avg_down=True``, or None.
-        out_channels: Channels C of its last map.
-        num_others: Tensors of the file that belong to neither.
+        out_channels: Channels C of the last map.
+        num_others: Number of further tensors in the file.
     """
 
     layout: str
@@ -74,25 +74,20 @@ class Network:
 
 
 def read_network(path: str | Path) -> Network:
-    """Find a whole ConTNet in a checkpoint of any kind.
-
-    Args:
-        path: The file; see :func:`~contnet_mm.checkpoint.read.read_checkpoint`.
+    """Read a whole ConTNet from a checkpoint of any kind.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ModuleNotFoundError: If it ends in ``.safetensors`` and that library is not installed.
-        ValueError: If it cannot be read safely, or if a tensor of the network is missing, of
-            another shape or one too many.
+        ValueError: If a tensor of the network is missing, of another shape or one too many; and as
+            :func:`~contnet_mm.checkpoint.read.read_checkpoint`, like all other errors.
     """
     content = read_checkpoint(path)
     tensors, found = find_tensors(content, str(path)), find_backbone(content, str(path))
     official = is_official(found)
-    place, prefix = (found, 'fc.') if official else (tensors, 'head.fc.')
-    head = {key[len(prefix) :]: value for key, value in place.items() if key.startswith(prefix)}
+    holder, prefix = (found, 'fc.') if official else (tensors, 'head.fc.')
+    head = {key[len(prefix) :]: value for key, value in holder.items() if key.startswith(prefix)}
     backbone = convert_official(found) if official else found
     options = read_options(backbone, str(path))
-    with torch.device('meta'):  # only names and shapes are asked for
+    with torch.device('meta'):  # names and shapes will do
         net = ConTNet(**options)
     backbone = check_coverage(backbone, net, str(path))
     num_others = 0 if official else len(tensors) - len(backbone) - len(head)
@@ -128,15 +123,19 @@ def convert_file(
         Lines about what was read and written.
 
     Raises:
-        FileNotFoundError: If there is no ``source``.
-        ModuleNotFoundError: If safetensors is needed and not installed.
-        ValueError: If ``target`` exists, or ``source`` is refused (see :func:`read_network`), has
-            no classifier where one is asked for, or is of the layout and kind already.
+        ValueError: If ``target`` exists, or ``source`` has no classifier where one is asked for, or
+            is of the layout and kind already; and as :func:`read_network`.
     """
     if layout not in LAYOUTS:
         raise ValueError(f'layout must be one of {[*LAYOUTS]}, got {layout!r}')
     suffix = check_suffix(target)
-    _check_target(Path(source).expanduser(), Path(target), overwrite)
+    target = Path(target)
+    if target.exists():
+        given = Path(source).expanduser()
+        if given.exists() and target.samefile(given):
+            raise ValueError(f'{target} is the file to convert: give another name')
+        if not overwrite:
+            raise ValueError(f'{target} exists: give another name or --overwrite')
     network = read_network(source)
     in_safetensors = Path(source).suffix == '.safetensors'
     if layout == network.layout and in_safetensors == (suffix == '.safetensors'):
@@ -157,9 +156,8 @@ def convert_file(
     meta = {'converted_from': Path(source).name, 'contnet_mm_version': __version__}
     if avg_down:  # our names do not tell; the loader reads this
         meta['contnet'] = {'avg_down': True}
-    write_file(
-        target, encode_checkpoint(state_dict, None if layout == 'official' else meta, suffix)
-    )
+    data = encode_checkpoint(state_dict, None if layout == 'official' else meta, suffix)
+    write_file(target, data)
     written = f'wrote {target}: {LAYOUTS[layout]}, {len(state_dict)} tensors'
     return [*network.report(), written + (', of avg_down=True' if avg_down else '')]
 
@@ -185,12 +183,3 @@ def arrange(
         prefix = 'head.fc.'
     state_dict.update((prefix + key, value) for key, value in head.items())
     return state_dict
-
-
-def _check_target(source: Path, target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        return
-    if source.exists() and target.samefile(source):
-        raise ValueError(f'{target} is the file to convert: give another name')
-    if not overwrite:
-        raise ValueError(f'{target} exists: give another name or --overwrite')

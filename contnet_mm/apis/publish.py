@@ -1,4 +1,4 @@
-"""Small files to share from the checkpoints of a training, named by their content."""
+"""Make small files to share from the checkpoints of a training, named by their content."""
 
 from __future__ import annotations
 
@@ -15,16 +15,8 @@ from contnet_mm.checkpoint.write import SUFFIXES, encode_checkpoint
 from contnet_mm.utils.files import write_file
 
 # The text of the config stays out: it holds paths of the machine that trained.
-KEPT_META = (
-    'epoch',
-    'iter',
-    'seed',
-    'mmengine_version',
-    'dataset_meta',
-    'contnet',
-    'converted_from',
-    'contnet_mm_version',
-)
+KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version', 'dataset_meta')
+KEPT_META += ('contnet', 'converted_from', 'contnet_mm_version')
 HASH_LENGTH = 8  # as in OpenMMLab's and torchvision's file names
 
 
@@ -36,9 +28,9 @@ def publish_checkpoint(
 ) -> tuple[Path, list[str]]:
     """Write the weights of a training's checkpoint as ``{prefix}_{YYYYMMDD}-{hash}{suffix}``.
 
-    The hash is the start of the SHA-256 of the file. Equal weights and meta give equal bytes with
-    one version of torch. Optimizer, schedulers, log history and the text of the config stay out; so
-    do raw weights beside averaged ones, since the Runner tests the averaged.
+    The hash is the start of the SHA-256 of the file; equal weights and meta give equal bytes with
+    one version of torch. Optimizer, schedulers, log history and the text of the config are left
+    out, and raw weights beside averaged ones, since the Runner tests the averaged.
 
     Args:
         source: A checkpoint that MMEngine's Runner saved.
@@ -63,7 +55,13 @@ def publish_checkpoint(
             f"{source} holds no 'state_dict' as MMEngine's Runner saves it, but {held}; official "
             'files go through tools/convert_checkpoint.py'
         )
-    prefix = _read_prefix(Path(source), Path(prefix))
+    prefix = Path(prefix)
+    if prefix.suffix in CONFIG_SUFFIXES:
+        prefix = Path(source).expanduser().parent / prefix.stem
+    elif prefix.suffix in SUFFIXES:
+        prefix = prefix.with_suffix('')
+    if not prefix.name or prefix.is_dir():
+        raise ValueError(f'{prefix} must end in the name of the new file, not in a folder')
     given = content.get('meta')
     meta, left_out = select_meta(given if isinstance(given, Mapping) else {})
     data = encode_checkpoint(state_dict, {'config': prefix.name, **meta}, suffix)
@@ -83,13 +81,7 @@ def publish_checkpoint(
 
 
 def check_published(path: str | Path) -> str:
-    """Check that a published file still has the content that its name tells.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The hash in its name.
+    """Return the hash in the name of a published file if its content still has it.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -106,13 +98,9 @@ def check_published(path: str | Path) -> str:
 
 
 def select_meta(meta: Mapping) -> tuple[dict, list[str]]:
-    """Choose what may be published of a checkpoint's ``meta``.
+    """Return what may be published of the ``meta`` that a Runner saved, and names of the rest.
 
-    Args:
-        meta: As MMEngine's Runner saves it.
-
-    Returns:
-        The plain values under ``KEPT_META``, and the names of what is left out.
+    Kept are plain values under ``KEPT_META``, in a mapping each by itself.
     """
     kept, left_out = {}, [str(key) for key in meta if key not in KEPT_META]
     for key in KEPT_META:
@@ -129,19 +117,9 @@ def select_meta(meta: Mapping) -> tuple[dict, list[str]]:
 
 
 def _is_plain(value: object) -> bool:
-    """Tell whether a value is read back by ``weights_only`` and by any program."""
+    """Tell whether ``weights_only`` reads a value, without any class of a library."""
     if type(value) in (dict, OrderedDict):
         return all(isinstance(key, (str, int)) and _is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or type(value) in (str, int, float, bool)
-
-
-def _read_prefix(source: Path, prefix: Path) -> Path:
-    if prefix.suffix in CONFIG_SUFFIXES:
-        prefix = source.expanduser().parent / prefix.stem
-    elif prefix.suffix in SUFFIXES:
-        prefix = prefix.with_suffix('')
-    if not prefix.name or prefix.is_dir():
-        raise ValueError(f'{prefix} must end in the name of the new file, not in a folder')
-    return prefix

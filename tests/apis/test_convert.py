@@ -1,6 +1,5 @@
 """Checkpoint files change their layout without losing a tensor, or are not written at all."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from contnet_mm import ConTNet, safe_save
+from contnet_mm import ConTNet
 from contnet_mm.apis.convert import convert_file, read_network
 from contnet_mm.checkpoint.load import load_pretrained
 from contnet_mm.checkpoint.official_keys import convert_official, convert_to_official
 from contnet_mm.checkpoint.read import read_checkpoint
-from tests.helpers import ROOT
+from contnet_mm.checkpoint.write import encode_checkpoint
+from tests.helpers import RunsCode, run_tool
 from tests.official import PARITY, backbone_options, official_state_dict, read_meta
 
 META = {read_meta(path)['arch']: read_meta(path) for path in PARITY}
@@ -349,24 +349,11 @@ def test_a_missing_safetensors_library_is_named(tmp_path, source, monkeypatch):
 
 def test_only_tensors_are_written():
     with pytest.raises(ValueError, match=r"\['epoch'\] are no tensors"):
-        safe_save.encode_checkpoint({'weight': torch.zeros(1), 'epoch': 3})
-
-
-class RunsCode:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.mkdir, (self.marker,)
-
-
-def run_script(*args):
-    script = ROOT / 'tools' / 'convert_checkpoint.py'
-    return subprocess.run([sys.executable, script, *args], capture_output=True, text=True)
+        encode_checkpoint({'weight': torch.zeros(1), 'epoch': 3})
 
 
 def test_the_script_converts_and_says_what_it_read(tmp_path, classifier, official):
-    result = run_script(classifier, tmp_path / 'back.pth', '--to-official')
+    result = run_tool('convert_checkpoint', classifier, tmp_path / 'back.pth', '--to-official')
     assert result.returncode == 0 and 'arch tiny' in result.stdout, result.stderr
     assert_equal(read_checkpoint(tmp_path / 'back.pth'), official)
 
@@ -374,12 +361,12 @@ def test_the_script_converts_and_says_what_it_read(tmp_path, classifier, officia
 def test_the_script_runs_no_code_of_a_file(tmp_path, official):
     bad, marker = tmp_path / 'bad.pth', tmp_path / 'ran'
     torch.save({**official, 'extra': RunsCode(marker)}, bad)
-    result = run_script(bad, tmp_path / 'ours.pth')
+    result = run_tool('convert_checkpoint', bad, tmp_path / 'ours.pth')
     assert result.returncode == 2 and f'{bad} is refused' in result.stderr
     assert 'Traceback' not in result.stderr
     assert not marker.exists() and not (tmp_path / 'ours.pth').exists()
 
 
 def test_the_script_names_a_missing_source(tmp_path):
-    result = run_script(tmp_path / 'nowhere.pth', tmp_path / 'ours.pth')
+    result = run_tool('convert_checkpoint', tmp_path / 'nowhere.pth', tmp_path / 'ours.pth')
     assert result.returncode == 2 and 'nowhere.pth does not exist' in result.stderr

@@ -3,8 +3,6 @@
 import datetime
 import hashlib
 import json
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from mmengine.runner import load_checkpoint
 from contnet_mm.apis.publish import check_published, publish_checkpoint, select_meta
 from contnet_mm.checkpoint.read import read_checkpoint
 from tests.conftest import THIN_ARCH
-from tests.helpers import ROOT
+from tests.helpers import RunsCode, run_tool
 from tests.tiny_runner import TinyClassifier, train_briefly
 
 DAY = datetime.date(2026, 1, 31)
@@ -208,21 +206,8 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [source]
 
 
-class RunsCode:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.mkdir, (self.marker,)
-
-
-def run_script(*args):
-    script = ROOT / 'tools' / 'publish_checkpoint.py'
-    return subprocess.run([sys.executable, script, *args], capture_output=True, text=True)
-
-
 def test_the_script_publishes(tmp_path):
-    result = run_script(save(tmp_path / 'a.pth'), tmp_path / 'name')
+    result = run_tool('publish_checkpoint', save(tmp_path / 'a.pth'), tmp_path / 'name')
     assert result.returncode == 0, result.stderr
     path = Path(result.stdout.rsplit('wrote ', 1)[1].strip())
     assert path.parent == tmp_path and check_published(path)
@@ -231,7 +216,7 @@ def test_the_script_publishes(tmp_path):
 def test_the_script_runs_no_code_of_a_file(tmp_path):
     marker = tmp_path / 'ran'
     source = save(tmp_path / 'a.pth', extra=RunsCode(marker))
-    result = run_script(source, tmp_path / 'name')
+    result = run_tool('publish_checkpoint', source, tmp_path / 'name')
     assert result.returncode == 2 and 'is refused' in result.stderr
     assert 'Traceback' not in result.stderr
     assert list(tmp_path.iterdir()) == [source]

@@ -1,7 +1,6 @@
 """Weights load whole or not at all, from every kind of file, without running code."""
 
 import logging
-import os
 import pickle
 import re
 import tarfile
@@ -16,6 +15,7 @@ from torch import nn
 from contnet_mm import ConTNet
 from contnet_mm.checkpoint.official_keys import convert_official
 from contnet_mm.checkpoint.read import read_checkpoint
+from tests.helpers import RunsCode
 from tests.official import PARITY, backbone_options, official_state_dict, read_meta
 
 META = {read_meta(path)['arch']: read_meta(path) for path in PARITY}
@@ -335,14 +335,6 @@ def test_a_missing_file_says_where_it_comes_from_and_how_to_do_without(thin_arch
         'frozen_stages=-1',
     ):
         assert words in str(error.value)
-
-
-class RunsCode:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
 
 
 def write_html(path, official):
