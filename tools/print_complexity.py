@@ -1,4 +1,4 @@
-"""Prints parameters and multiply-adds of configs beside the published values, as Markdown."""
+"""Print parameters and multiply-adds of configs beside the published values, as Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contnet_mm.utils.files import write_file
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'configs',
@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Prints one table, or writes those of pages."""
+    """Print one table, or write those of pages."""
     parser = make_parser()
     args = parser.parse_args()
     if bool(args.configs) == bool(args.write) or (args.write and args.size):

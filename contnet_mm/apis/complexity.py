@@ -1,13 +1,14 @@
-"""Parameters and multiply-adds of a config's model, as a table beside what was published.
+"""Count parameters and multiply-adds of a config's model, in a table beside what was published.
 
 What papers call the FLOPs of a network are mostly multiply-adds (MACs): one for each product in a
-convolution, a linear layer or an attention. Here they are called by that name.
+convolution, a linear layer or an attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,8 +27,8 @@ from contnet_mm.utils import markdown
 DEFAULT_SIZES = {'mmdet': (800, 1280), 'mmpretrain': (224, 224), 'mmseg': (512, 1024)}
 
 # Parameters in M and "FLOPs" in G in the tables of the official README, by the first one or two
-# fields of a config's name. FLOPs of ConTNet are multiply-adds of convolutions and linear layers,
-# those of DeiT have the attention in them. The image size behind the detectors' is not published.
+# fields of a config's name. FLOPs of ConTNet are multiply-adds of convolutions and linear layers;
+# those of DeiT include attention. For detectors the size of the images is not published.
 PUBLISHED = {
     'contnet-ti': (5.8, 0.8),
     'contnet-s': (10.1, 1.5),
@@ -48,16 +49,11 @@ PUBLISHED = {
 }
 PUBLISHED_DATA = ('coco', 'in1k')  # the last field of such a config's name
 
-# What the usual configs propose in a test, but fixed, so that random weights decide nothing.
-NUM_PROPOSALS = 1000
-
+NUM_PROPOSALS = 1000  # as most configs in a test, but fixed: random weights shall decide nothing
 DENSE = ('convolution', '_convolution', 'addmm', 'mm')  # operators with weights
 
-COLUMNS = (
-    ('config', 'input', 'parameters (M)', 'convolution + linear (GMACs)')
-    + ('attention (GMACs)', 'total (GMACs)')
-    + ('published parameters (M)', 'published FLOPs (G)')
-)
+COLUMNS = ('config', 'input', 'parameters (M)', 'convolution + linear (GMACs)', 'attention (GMACs)')
+COLUMNS += ('total (GMACs)', 'published parameters (M)', 'published FLOPs (G)')
 
 
 @dataclass(frozen=True)
@@ -79,20 +75,20 @@ class Complexity:
 def count(model: nn.Module, inputs: Tensor, **kwargs) -> Complexity:
     """Count a model's parameters and the multiply-adds of one forward pass.
 
-    Nothing is computed: the pass runs on shapes alone, torch's meta device. Windows count as they
-    are executed: smaller where a map ends. Norms, activations, pooling and mmcv's operators do not
-    count.
+    The pass runs on torch's meta device, which has shapes but no values; the model is not changed.
+    Windows count as they are executed: smaller where a map ends. Norms, activations, pooling and
+    mmcv's operators do not count.
 
     Args:
-        model: Any model; it is not changed.
+        model: Any model.
         inputs: Its input, [B, C, H, W]; only the shape matters.
         **kwargs: Further arguments of its ``forward``.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: tensor.detach().to('meta') for name, tensor in tensors.items()}
     # Kernels that take windows of all shapes at once would count as if all were whole.
-    grouped = force_way(Way.GROUPED)
-    with torch.no_grad(), grouped, FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), force_way(Way.GROUPED), counter:
         torch.func.functional_call(model, shapes, (inputs.to('meta'),), kwargs)
     macs = {'conv_linear_macs': 0, 'attention_macs': 0}
     for operator, flops in counter.get_flop_counts().get('Global', {}).items():
@@ -105,9 +101,9 @@ def count(model: nn.Module, inputs: Tensor, **kwargs) -> Complexity:
 def count_config(config: Config, size: tuple[int, int]) -> Complexity:
     """Count the model of a config for one image, as :func:`count` does.
 
-    Weights are neither loaded nor asked for, and post-processing is left out. A detector of two
-    stages gets 1000 proposals, and what its library's own raw forward makes of them: Mask R-CNN
-    draws 100 masks. A segmentor's auxiliary head has parameters, but no work in a test.
+    Weights are not loaded, and post-processing is left out. A detector of two stages gets 1000
+    proposals, and what its library's own raw forward makes of them: Mask R-CNN predicts 100 masks.
+    A segmentor's auxiliary head has parameters, but does nothing in a test.
 
     Args:
         config: Of MMDetection, MMSegmentation or MMPretrain.
@@ -118,14 +114,10 @@ def count_config(config: Config, size: tuple[int, int]) -> Complexity:
     """
     if min(size) < 1:
         raise ValueError(f'size must be two positive numbers, got {size[0]} {size[1]}')
-    scope = config.default_scope
-    with DefaultScope.overwrite_default_scope(scope):
-        # Weights would be looked for in init_weights(), which nobody calls here.
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        # Weights would be loaded by init_weights(), which is not called here.
         model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
-        samples = None
-        if scope == 'mmdet':
-            samples = [_detection_sample(size)]
-            _fix_proposals(model)
+        samples = _prepare_detector(model, size) if config.default_scope == 'mmdet' else None
         try:
             inputs = torch.empty(1, 3, *size, device='meta')
             return count(model, inputs, data_samples=samples, mode='tensor')
@@ -136,34 +128,27 @@ def count_config(config: Config, size: tuple[int, int]) -> Complexity:
             ) from error
 
 
-def _detection_sample(size: tuple[int, int]) -> object:
-    from mmdet.structures import DetDataSample
-
-    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
-    return DetDataSample(metainfo={**shapes, 'scale_factor': (1.0, 1.0)})
-
-
-def _fix_proposals(model: nn.Module) -> None:
-    """Make a detector of two stages independent of values: what it proposes, where it crops."""
+def _prepare_detector(model: nn.Module, size: tuple[int, int]) -> list:
+    """Fix proposals and crops of a two-stage detector, which depend on values; return samples."""
     from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+    from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
-    if not (getattr(model, 'with_rpn', False) and getattr(model, 'with_roi_head', False)):
-        return
-    rpn_head = model.rpn_head
-
     def predict(x: tuple[Tensor, ...], *args, **kwargs) -> list[InstanceData]:
-        rpn_head(x)
+        model.rpn_head(x)
         return [InstanceData(bboxes=x[0].new_empty(NUM_PROPOSALS, 4))]
 
-    rpn_head.predict = predict
-    for module in model.modules():
-        if isinstance(module, SingleRoIExtractor):
-            module.forward = _empty_crops(module.out_channels, *module.roi_layers[0].output_size)
+    def crop(extractor: nn.Module, feats: tuple[Tensor, ...], rois: Tensor, *_, **__) -> Tensor:
+        shape = extractor.out_channels, *extractor.roi_layers[0].output_size
+        return feats[0].new_empty(len(rois), *shape)
 
-
-def _empty_crops(*shape: int) -> Callable[..., Tensor]:
-    return lambda feats, rois, *args, **kwargs: feats[0].new_empty(len(rois), *shape)
+    if getattr(model, 'with_rpn', False) and getattr(model, 'with_roi_head', False):
+        model.rpn_head.predict = predict
+        for module in model.modules():
+            if isinstance(module, SingleRoIExtractor):
+                module.forward = partial(crop, module)
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
+    return [DetDataSample(metainfo={**shapes, 'scale_factor': (1.0, 1.0)})]
 
 
 def find_published(name: str | Path) -> tuple[float, float] | None:
@@ -183,8 +168,8 @@ def make_table(names: Iterable[str | Path], size: tuple[int, int] | None = None)
 
     Args:
         names: Paths or names of configs.
-        size: Height and width of the image in pixels; by default that of ``DEFAULT_SIZES``. At
-            any other no published values stand beside.
+        size: Height and width of the image in pixels; by default that of ``DEFAULT_SIZES``. For
+            other sizes the published values are left out.
 
     Raises:
         ValueError: If a config cannot be found or counted.
@@ -195,23 +180,22 @@ def make_table(names: Iterable[str | Path], size: tuple[int, int] | None = None)
         default = DEFAULT_SIZES[config.default_scope]
         height, width = size or default
         counted = count_config(config, (height, width))
-        conv_linear, attention = counted.conv_linear_macs / 1e9, counted.attention_macs / 1e9
-        numbers = (counted.params / 1e6, conv_linear, attention, conv_linear + attention)
+        dense, attention = counted.conv_linear_macs / 1e9, counted.attention_macs / 1e9
+        numbers = (counted.params / 1e6, dense, attention, dense + attention)
         published = find_published(name) if (height, width) == default else None
         cells = [f'`{Path(name).stem}`', f'{height}x{width}', *(f'{n:.2f}' for n in numbers)]
-        rows.append([*cells, *map(str, published or ('', ''))])
+        rows.append([*cells, *(published or ('', ''))])
     return markdown.make_table(COLUMNS, rows, numbers=len(COLUMNS) - 2)
 
 
 def renew_tables(page: Path) -> str:
     """Return the text of a Markdown page with its tables of complexity made anew.
 
-    Such a table stands between ``<!-- complexity: begin CONFIG [CONFIG ...] -->`` and
-    ``<!-- complexity: end -->``. The paths of configs are relative to the page, as in a link.
+    They are marked as :func:`~contnet_mm.utils.markdown.renew_page` says, by the name
+    ``complexity`` and paths of configs, relative to the page as in a link.
 
     Raises:
-        ValueError: If the page does not exist, has no such marks or half of them, or if a config
-            cannot be found or counted.
+        ValueError: If the marks are wrong, or if a config cannot be found or counted.
     """
 
     def renew(names: str) -> str:

@@ -1,7 +1,6 @@
 """Counting parameters and multiply-adds, and the tables of the pages that show them."""
 
 import runpy
-import subprocess
 import sys
 
 import pytest
@@ -19,7 +18,7 @@ from contnet_mm.apis.complexity import (
     renew_tables,
 )
 from contnet_mm.apis.config import read_config
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_tool
 
 CONFIGS = ROOT / 'configs'
 PAGES = sorted(CONFIGS.glob('*/README.md'))
@@ -173,15 +172,10 @@ def test_a_size_that_is_not_positive_is_named(tmp_path, size):
         count_config(config, size)
 
 
-# `python tools/print_complexity.py --write PAGE ...` mends a page that fails here.
+# `python tools/print_complexity.py --write PAGE ...` renews a page that fails here.
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_tables_of_the_pages_are_what_the_tool_prints(page):
     assert renew_tables(page) == page.read_text(encoding='utf-8')
-
-
-def run_script(*args):
-    script = ROOT / 'tools' / 'print_complexity.py'
-    return subprocess.run([sys.executable, script, *args], capture_output=True, text=True)
 
 
 def test_script_renews_what_is_marked_and_nothing_else(tmp_path):
@@ -191,7 +185,7 @@ def test_script_renews_what_is_marked_and_nothing_else(tmp_path):
     mark = '<!-- complexity: begin models/a_in1k.py\n  models/b_in1k.py -->\n'
     page = tmp_path / 'README.md'
     page.write_text(f'# é\n\n{mark}old\n<!-- complexity: end -->\n\nafter | this\n')
-    result = run_script('--write', page)
+    result = run_tool('print_complexity', '--write', page)
     assert result.returncode == 0 and 'README.md: renewed' in result.stdout
     table = make_table([tmp_path / 'models/a_in1k.py', tmp_path / 'models/b_in1k.py'])
     assert page.read_text() == (f'# é\n\n{mark}{table}<!-- complexity: end -->\n\nafter | this\n')
@@ -220,7 +214,7 @@ def test_script_prints_a_table_and_nothing_else(tmp_path):
     path = thin_config(tmp_path / 'thin_in1k.py')
     mixup = "\nmodel['train_cfg'] = dict(augments=dict(type='Mixup', alpha=0.8))\n"
     path.write_text(path.read_text() + mixup)
-    result = run_script(path, '--size', '64', '96')
+    result = run_tool('print_complexity', path, '--size', '64', '96')
     assert result.returncode == 0, result.stderr
     assert [line.startswith('| ') for line in result.stdout.splitlines()] == [True] * 3
     assert '| `thin_in1k` | 64x96 |' in result.stdout
