@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contnet_mm.models.window_layout import window_order
+from contnet_mm.models.window_layout import window_permutation
 
 
 class AbsolutePosition(nn.Module):
@@ -48,13 +48,13 @@ class RelativePosition(nn.Module):
     def __init__(self, num_heads: int, window_size: int, inner_size: int) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
-        rank = window_order(window_size, window_size, (window_size, inner_size))
-        row, column = np.divmod(np.argsort(rank), window_size)
+        permutation = window_permutation(window_size, window_size, (window_size, inner_size))
+        row, column = np.divmod(permutation.astype(np.int64), window_size)
         down = row[:, None] - row + window_size - 1  # query minus key, from 0
         right = column[:, None] - column + window_size - 1
         index = torch.from_numpy(down * (2 * window_size - 1) + right)
         self.register_buffer('index', index, persistent=False)
-        self.register_buffer('rank', torch.from_numpy(rank.astype(np.int64)), persistent=False)
+        self.register_buffer('rank', torch.from_numpy(np.argsort(permutation)), persistent=False)
 
     def forward(self) -> Tensor:
         """Return the bias of the logits, query by key in the order of tokens, [heads, P, P]."""

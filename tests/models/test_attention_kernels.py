@@ -53,9 +53,10 @@ def lengths_of(monkeypatch):
     """Look up cumulative lengths, which have no values on shapes alone."""
     known, make = {}, layouts._window_runs
 
-    def spy(lengths, send):
-        runs = make(lengths, send)
-        for run, real in zip(runs, make(lengths, torch.from_numpy), strict=True):
+    def spy(*args):
+        *windows, send = args
+        runs = make(*windows, send)
+        for run, real in zip(runs, make(*windows, torch.from_numpy), strict=True):
             known[id(run.cumulative_lengths)] = run, real.cumulative_lengths.diff().tolist()
         return runs
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from contnet_mm.models.position import AbsolutePosition, RelativePosition
-from contnet_mm.models.window_layout import Way, window_layout, window_order
+from contnet_mm.models.window_layout import Way, window_layout, window_permutation
 
 SIZES = st.sampled_from([(14, 7), (7, 7), (4, 2), (6, 2), (5, 5)])
 
@@ -75,7 +75,9 @@ def test_a_relative_position_looks_up_query_minus_key(inner_size):
     position = relative(2, 4, inner_size)
     bias, row_by_row = position(), position.row_by_row()
     assert bias.shape == row_by_row.shape == (2, 16, 16)
-    rank = window_order(4, 4, (4, inner_size))  # where each token stands, row by row
+    rank = window_permutation(
+        4, 4, (4, inner_size)
+    ).argsort()  # where each token stands, row by row
     for query in range(16):
         for key in range(16):
             dh, dw = query // 4 - key // 4, query % 4 - key % 4

@@ -8,13 +8,12 @@ from torch import nn
 
 from contnet_mm.models import window_attention as module
 from contnet_mm.models.window_attention import (
+    GroupedAttention,
     choose_way,
     force_way,
-    grouped_attention,
-    grouped_attention_backward,
     window_attention,
 )
-from contnet_mm.models.window_layout import HAS_CUSTOM_OPS, Way, window_layout, window_order
+from contnet_mm.models.window_layout import HAS_CUSTOM_OPS, Way, window_layout, window_permutation
 
 needs_operators = pytest.mark.skipif(
     not HAS_CUSTOM_OPS, reason='this torch has no operators of its users'
@@ -106,7 +105,7 @@ def test_every_way_has_the_values_and_gradients_of_a_plain_loop(
     expected = [expected, *torch.autograd.grad(expected, inputs, grad)]
 
     layout = layout_for(maps, sizes, way)
-    in_order = torch.from_numpy(window_order(size, size, (size, inner))).argsort()
+    in_order = torch.from_numpy(window_permutation(size, size, (size, inner))).long()
     ordered = None if bias is None else bias[:, in_order[:, None], in_order]
     tokens = layout.to_windows(qkv.unflatten(1, maps[1:]).permute(0, 3, 1, 2))
     out = window_attention(tokens, ordered, layout, size, num_heads)
@@ -218,14 +217,14 @@ def test_a_float32_bias_gets_a_float32_gradient_beside_bfloat16_queries(way):
 @pytest.mark.parametrize('has_bias', [False, True])
 def test_forward_and_backward_drop_the_same_weights(has_bias):
     qkv, bias = make_inputs(ODD, 4, 2, has_bias)
-    options = layout_for(ODD, (4, 4, 2)), 4, 2, 0.3
+    attention = GroupedAttention(layout_for(ODD, (4, 4, 2)).windows[4].groups, 2, drop_rate=0.3)
     seed, other_seed = torch.tensor(3), torch.tensor(4)
-    out = grouped_attention(qkv, bias, seed, *options)
+    out = attention.forward(qkv, bias, seed)
     grad = torch.randn_like(out)
     expected = torch.autograd.grad(out, [qkv, bias] if has_bias else [qkv], grad)
     with torch.no_grad():
-        found = grouped_attention_backward(grad, qkv, bias, seed, *options)
-        other = grouped_attention_backward(grad, qkv, bias, other_seed, *options)
+        found = attention.backward(grad, qkv, bias, seed)
+        other = attention.backward(grad, qkv, bias, other_seed)
     for a, b, c in zip(found, expected, other, strict=False):
         torch.testing.assert_close(a, b)
         assert not torch.allclose(a, c)

@@ -20,7 +20,7 @@ from contnet_mm.models.window_layout import (
     count_bytes,
     join_groups,
     window_layout,
-    window_order,
+    window_permutation,
 )
 
 SIZES = st.sampled_from([(14, 7), (7, 7), (4, 2), (6, 2), (5, 5)])
@@ -71,9 +71,9 @@ def rank_in_whole(sizes, size):
 @settings(deadline=None, max_examples=50)
 @given(LENGTHS, LENGTHS, SIZES)
 def test_each_token_has_one_place_in_the_order(height, width, sizes):
-    place = window_order(height, width, sizes)
-    assert place.dtype == np.int32
-    assert sorted(place.tolist()) == [*range(height * width)]
+    permutation = window_permutation(height, width, sizes)
+    assert permutation.dtype == np.int32
+    assert sorted(permutation.tolist()) == [*range(height * width)]
 
 
 @settings(deadline=None, max_examples=50)
@@ -152,7 +152,7 @@ def test_the_operator_to_maps_keeps_its_promises_to_a_compiler(size, is_contiguo
 
 
 def reorder(layout, x):
-    return layout.reorder(x, layout.permutation, layout.inverse)
+    return layout.select(x, layout.permutation, layout.inverse)
 
 
 @pytest.mark.parametrize('is_traced', [False, True])
@@ -188,7 +188,7 @@ def test_a_tensor_that_is_reordered_twice_gets_both_gradients():
     x, a, b = torch.randn(3, 2, 45, 2)
     x.requires_grad_()
     inverse = layout.inverse
-    back = layout.reorder(x, inverse, layout.permutation)
+    back = layout.select(x, inverse, layout.permutation)
     (a * reorder(layout, x) + b * back).sum().backward()
     torch.testing.assert_close(x.grad, a[:, inverse] + b[:, layout.permutation])
 
@@ -290,7 +290,7 @@ def test_padded_windows_hold_each_token_at_its_rank_and_mask_the_rest(
                 mask = padding.mask[i, 0, 0]
                 assert torch.equal(mask == 0, inside)
                 assert torch.equal(mask == -torch.inf, ~inside)
-        assert torch.equal(padding.index[padding.place].long(), torch.arange(height * width))
+        assert torch.equal(padding.index[padding.inverse].long(), torch.arange(height * width))
         images = batch if way is Way.PADDED else 1
         assert padding.mask.shape == (images * len(expected), 1, 1, area)
         per_image = padding.mask.view(images, len(expected), area)
