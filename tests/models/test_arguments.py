@@ -150,8 +150,17 @@ def test_strides_and_dilations_mean_what_they_mean_in_a_resnet(
                 assert block.conv.dilation == block.conv.padding == (dilation, dilation)
 
 
-def test_images_may_have_any_number_of_channels(thin_arch):
-    assert len(ConTNet(thin_arch, in_channels=5).eval()(torch.randn(1, 5, 32, 32))) == 4
+@pytest.mark.parametrize('deep_stem', [False, True])
+@pytest.mark.parametrize('in_channels', [1, 5])
+def test_every_channel_of_an_image_of_any_number_of_them_counts(thin_arch, in_channels, deep_stem):
+    net = ConTNet(thin_arch, in_channels=in_channels, deep_stem=deep_stem).eval()
+    x = torch.randn(1, in_channels, 32, 32)
+    with torch.inference_mode():
+        maps = net(x)
+        for channel in range(in_channels):
+            other = x.clone()
+            other[:, channel] += 1
+            assert not any(torch.equal(a, b) for a, b in zip(maps, net(other), strict=True))
 
 
 @pytest.mark.parametrize(
