@@ -1,4 +1,4 @@
-"""The archs of the paper, by name, and the check of one that is given as a dict."""
+"""The table of archs, and the check of an arch."""
 
 from __future__ import annotations
 
@@ -7,43 +7,24 @@ from contnet_mm.utils.checks import check_integer, check_integers, check_rate, c
 NUM_STAGES = 4
 
 # Paper table 1; widths, heads and dropout per stage as in the released network.
+_COMMON = dict(
+    base_channels=64,
+    num_heads=(1, 2, 4, 8),
+    feedforward_channels=(256, 512, 1024, 1024),
+    window_sizes=((7, 14), (7, 14), (7, 14), (7, 7)),
+    drop_rates=(0.0, 0.0, 0.0, 0.0),
+    last_drop_rate=0.0,
+)
 ARCHS = {
     'tiny': dict(
+        _COMMON,
         base_channels=48,
         depths=(1, 1, 1, 1),
-        num_heads=(1, 2, 4, 8),
         feedforward_channels=(196, 392, 768, 768),
-        window_sizes=((7, 14), (7, 14), (7, 14), (7, 7)),
-        drop_rates=(0.0, 0.0, 0.0, 0.0),
-        last_drop_rate=0.0,
     ),
-    'small': dict(
-        base_channels=64,
-        depths=(1, 1, 1, 1),
-        num_heads=(1, 2, 4, 8),
-        feedforward_channels=(256, 512, 1024, 1024),
-        window_sizes=((7, 14), (7, 14), (7, 14), (7, 7)),
-        drop_rates=(0.0, 0.0, 0.0, 0.0),
-        last_drop_rate=0.0,
-    ),
-    'medium': dict(
-        base_channels=64,
-        depths=(2, 2, 2, 2),
-        num_heads=(1, 2, 4, 8),
-        feedforward_channels=(256, 512, 1024, 1024),
-        window_sizes=((7, 14), (7, 14), (7, 14), (7, 7)),
-        drop_rates=(0.0, 0.0, 0.0, 0.0),
-        last_drop_rate=0.0,
-    ),
-    'base': dict(
-        base_channels=64,
-        depths=(3, 4, 6, 3),
-        num_heads=(1, 2, 4, 8),
-        feedforward_channels=(256, 512, 1024, 1024),
-        window_sizes=((7, 14), (7, 14), (7, 14), (7, 7)),
-        drop_rates=(0.0, 0.0, 0.1, 0.1),
-        last_drop_rate=0.2,
-    ),
+    'small': dict(_COMMON, depths=(1, 1, 1, 1)),
+    'medium': dict(_COMMON, depths=(2, 2, 2, 2)),
+    'base': dict(_COMMON, depths=(3, 4, 6, 3), drop_rates=(0.0, 0.0, 0.1, 0.1), last_drop_rate=0.2),
 }
 ALIASES = {'Ti': 'tiny', 'S': 'small', 'M': 'medium', 'B': 'base'}
 
@@ -59,7 +40,7 @@ def resolve_arch(arch: str | dict) -> dict:
 
     Raises:
         TypeError: If ``arch``, or a value in it, is of the wrong kind.
-        ValueError: If the name is unknown, a key is missing or unknown, or a value cannot be.
+        ValueError: If the name is unknown, a key is missing or unknown, or a value is invalid.
     """
     if isinstance(arch, str):
         name = ALIASES.get(arch, arch)
@@ -94,16 +75,14 @@ def _check_arch(arch: dict) -> dict:
     )
     for pair in checked['window_sizes']:
         if max(pair) % min(pair):
-            raise ValueError(
-                f'arch window_sizes {pair}: one window must be a multiple of the other'
-            )
+            raise ValueError(f'arch window_sizes {pair}: one must be a multiple of the other')
     channels = checked['base_channels']
     if channels % 2:
         raise ValueError(f'arch base_channels must be even, got {channels}')
     for stage, heads in enumerate(checked['num_heads']):
-        if channels * 2**stage % heads:
+        width = channels * 2**stage
+        if width % heads:
             raise ValueError(
-                f'arch num_heads {heads} of stage {stage + 1} must divide its width '
-                f'{channels * 2**stage}'
+                f'arch num_heads {heads} of stage {stage + 1} must divide its width {width}'
             )
     return checked
