@@ -15,7 +15,7 @@ from contnet_mm.checkpoint.official_keys import convert_official, convert_to_off
 from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.write import check_suffix, encode_checkpoint
 from contnet_mm.models.contnet import ConTNet
-from contnet_mm.models.infer_arch import read_options
+from contnet_mm.models.infer_arch import infer_arch
 from contnet_mm.utils.files import write_file
 from contnet_mm.version import __version__
 
@@ -86,7 +86,7 @@ def read_network(path: str | Path) -> Network:
     holder, prefix = (found, 'fc.') if official else (tensors, 'head.fc.')
     head = {key[len(prefix) :]: value for key, value in holder.items() if key.startswith(prefix)}
     backbone = convert_official(found) if official else found
-    options = read_options(backbone, str(path))
+    options = infer_arch(backbone, str(path))
     with torch.device('meta'):  # names and shapes will do
         net = ConTNet(**options)
     backbone = check_coverage(backbone, net, str(path))
@@ -152,7 +152,7 @@ def convert_file(
     if layout == 'classifier' and not network.head:
         raise ValueError(f'{source} holds no classifier, so that only its backbone can be written')
     avg_down = avg_down or network.avg_down_proof is not None
-    state_dict = arrange(network.backbone, network.head, layout, avg_down)
+    state_dict = rename_tensors(network.backbone, network.head, layout, avg_down)
     meta = {'converted_from': Path(source).name, 'contnet_mm_version': __version__}
     if avg_down:  # our names do not tell; the loader reads this
         meta['contnet'] = {'avg_down': True}
@@ -162,7 +162,7 @@ def convert_file(
     return [*network.report(), written + (', of avg_down=True' if avg_down else '')]
 
 
-def arrange(
+def rename_tensors(
     backbone: Mapping[str, Tensor], head: Mapping[str, Tensor], layout: str, avg_down: bool
 ) -> OrderedDict[str, Tensor]:
     """Name the tensors of a network as a layout does.

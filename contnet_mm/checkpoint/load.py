@@ -173,7 +173,7 @@ def check_coverage(
         for key, value in own.items()
         if key in state_dict and not _fits(state_dict[key], value)
     ]
-    unexpected = [key for key in state_dict if key not in own and net.builds(key)]
+    unexpected = [key for key in state_dict if key not in own and net.owns_key(key)]
     if missing or wrong or unexpected:
         found = len(own) - len(missing) - len(wrong)
         problems = (('missing', missing), ('of another kind', wrong), ('unexpected', unexpected))
@@ -199,8 +199,8 @@ def _kind(tensor: Tensor) -> str:
 
 def _advice(file: Mapping[str, Tensor], net: nn.Module) -> str:
     """Name the settings in which a file and a network differ, as far as keys and shapes show."""
-    built = {key: value for key, value in file.items() if net.builds(key)}
-    theirs, ours = describe(built), describe(net.state_dict())
+    built = {key: value for key, value in file.items() if net.owns_key(key)}
+    theirs, ours = infer_settings(built), infer_settings(net.state_dict())
     differences = [
         f'{name} {value} in the file, {ours[name]} here'
         for name, value in theirs.items()
@@ -213,7 +213,7 @@ def _advice(file: Mapping[str, Tensor], net: nn.Module) -> str:
     return 'arch, position and deep_stem agree: look at norm_cfg, qkv_bias and out_indices'
 
 
-def describe(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
+def infer_settings(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
     """Read width, depths, position and stem off tensors by our names, as far as they are there."""
     stem = state_dict.get('stem.conv.weight', state_dict.get('stem.conv3.weight'))
     blocks = {

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from contnet_mm.models.encoder import WindowEncoders
 from contnet_mm.models.linear import autocast_dtype, has_hooks
+from contnet_mm.models.mode import is_compiling, is_tracing
 from contnet_mm.models.window_attention import choose_way
 from contnet_mm.models.window_layout import WindowLayout, window_layout
 from contnet_mm.registry import MODELS
@@ -50,16 +51,14 @@ def build_norm(norm_cfg: dict, channels: int) -> nn.Module:
             layer = registry.get(layer)
     if layer is None:
         raise ValueError(
-            f"norm_cfg type {kind!r} is unknown: 'BN' and 'SyncBN' work by themselves, any "
-            f"other must be in MMEngine's registry (import mmcv.cnn for its norm layers)"
+            f"norm_cfg type {kind!r} is unknown: it must be 'BN', 'SyncBN' or in MMEngine's "
+            'registry (import mmcv.cnn for its norm layers)'
         )
     if issubclass(layer, nn.GroupNorm):
         norm = layer(num_channels=channels, **cfg)
     else:
         norm = layer(channels, **cfg)
-    for parameter in norm.parameters():
-        parameter.requires_grad = requires_grad
-    return norm
+    return norm.requires_grad_(requires_grad)
 
 
 def build_stem(in_channels: int, channels: int, deep: bool, norm_cfg: dict) -> nn.Sequential:
@@ -94,9 +93,9 @@ class ConTBlock(nn.Module):
         out_channels: Width of the output; None builds neither convolution nor shortcut.
         norm_cfg: See :func:`build_norm`.
         with_cp: Recompute the encoders in the backward pass instead of keeping their activations.
-        kernel_size: Of the convolution, 1 or 3.
-        stride: Of the convolution and the shortcut.
-        dilation: Of the convolution.
+        kernel_size: Kernel size of the convolution, 1 or 3.
+        stride: Stride of the convolution and the shortcut.
+        dilation: Dilation of the convolution.
         avg_down: Shrink the shortcut by average pooling, not by the stride of its convolution.
         out_drop_rate: Dropout of the output.
         **encoder_cfg: Arguments of :class:`~contnet_mm.models.encoder.WindowEncoders`.
@@ -142,16 +141,16 @@ class ConTBlock(nn.Module):
 
         Args:
             x: Map, [B, C, H, W].
-            layout: Of its windows; see :func:`stage_layout`.
+            layout: Layout of its windows; see :func:`stage_layout`.
 
         Returns:
             The output, [B, out_channels, ceil(H / stride), ceil(W / stride)] or None, and the map
             of the second encoder, [B, C, H, W].
         """
-        # A hook may keep what the norm gives, and backward hooks refuse to have it written to.
+        # Hooks may keep the norm's output, and backward hooks forbid in-place changes of it.
         y = F.relu(self.norm(x), inplace=not has_hooks(self.norm))
         # The norm stays outside, or recomputing would update its running statistics twice.
-        # Inductor (torch 2.11) cannot recompute what is dropped at random.
+        # Inductor (torch 2.11) cannot recompute dropout.
         is_kept = layout.is_traced and self.encoders.has_dropout
         if self.with_cp and torch.is_grad_enabled() and not is_kept:
             r = checkpoint(self.encoders, y, layout, use_reentrant=False)
@@ -169,46 +168,31 @@ class ConTBlock(nn.Module):
 
 
 def stage_layout(
-    blocks: Sequence[ConTBlock],
-    size: Sequence[int],
-    x: Tensor,
-    is_compiling: bool = False,
-    is_tracing: bool = False,
+    blocks: Sequence[ConTBlock], size: Sequence[int], x: Tensor, compiled: bool = False
 ) -> WindowLayout:
     """Return the layout of the windows of a stage, which all its blocks share.
 
     Args:
-        blocks: Of the stage.
-        size: Height and width of the maps of the stage.
+        blocks: Blocks of the stage.
+        size: Height and width of its maps.
         x: Any map of the images, for their number, device and dtype.
-        is_compiling: Whether torch.compile records.
-        is_tracing: Whether torch.jit.trace or torch.export records.
+        compiled: Whether the blocks are compiled by themselves, without this call.
     """
+    recorder = dict(is_compiling=compiled or is_compiling(), is_tracing=is_tracing())
     # A compiler gets the layout as an input.
-    make = _stage_layout_in_graph_break if is_compiling else _stage_layout
-    return make(blocks, size, x, is_compiling, is_tracing)
+    make = _stage_layout_in_graph_break if recorder['is_compiling'] else _stage_layout
+    return make(blocks, size, x, recorder)
 
 
 def _stage_layout(
-    blocks: Sequence[ConTBlock],
-    size: Sequence[int],
-    x: Tensor,
-    is_compiling: bool,
-    is_tracing: bool,
+    blocks: Sequence[ConTBlock], size: Sequence[int], x: Tensor, recorder: dict[str, bool]
 ) -> WindowLayout:
-    encoders = blocks[0].encoders
-    way = choose_way(
-        x.device,
-        autocast_dtype(x.device.type) or x.dtype,
-        encoders.head_dim,
-        has_bias=encoders.has_bias,
-        has_dropout=any(block.encoders.has_dropout for block in blocks),
-        is_compiling=is_compiling,
-        is_tracing=is_tracing,
-    )
-    return window_layout(
-        *size, encoders.window_sizes, way, len(x), x.device, is_compiling or is_tracing
-    )
+    encoders, dtype = blocks[0].encoders, autocast_dtype(x.device.type) or x.dtype
+    has_dropout = any(block.encoders.has_dropout for block in blocks)
+    options = (encoders.head_dim, encoders.has_bias, has_dropout)
+    way = choose_way(x.device, dtype, *options, **recorder)
+    is_traced = any(recorder.values())
+    return window_layout(*size, encoders.window_sizes, way, len(x), x.device, is_traced)
 
 
 # torch.compiler.disable does the same, but imports the compiler at once: half a second more to

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from contnet_mm.models.arch import NUM_STAGES, resolve_arch
-from contnet_mm.models.blocks import (
-    ConTBlock,
-    build_stem,
-    channels_last,
-    stage_layout,
-)
-from contnet_mm.models.mode import is_compiling, is_tracing
+from contnet_mm.models.blocks import ConTBlock, build_stem, channels_last, stage_layout
 from contnet_mm.models.position import RelativePosition
 from contnet_mm.models.pretrained import PretrainedModule
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS, WindowLayout
@@ -33,8 +27,8 @@ class Stages(nn.ModuleList):
     Args:
         stages: Blocks of each stage.
         out_indices: Which stages to return a map of.
-        compile: Whether to compile them. The stem is left out: its pooling makes a compiler tell
-            even sizes from odd ones, and there is nothing in it to fuse.
+        compile: Whether to compile them. The stem is left out: its pooling makes a compiler
+            distinguish even sizes from odd ones, and has nothing to fuse.
 
     Raises:
         ValueError: If they are to be compiled and torch is too old.
@@ -51,19 +45,19 @@ class Stages(nn.ModuleList):
         self._compile()
 
     def forward(self, x: Tensor, layouts: Sequence[WindowLayout]) -> tuple[Tensor, ...]:
-        """Compute the wanted maps from that of the stem, [B, C, H, W], and a layout per stage."""
+        """Compute the wanted maps from the stem's, [B, C, H, W], and a layout per stage."""
         outs = []
         for i, (stage, layout) in enumerate(zip(self, layouts, strict=True)):
             for block in stage:
                 x, encoded = block(x, layout)
             if i in self.out_indices:
-                # The network works channels-last, but mmcv's RoIAlign takes any memory for NCHW
-                # and crops garbage from other maps without a word.
+                # The network is channels-last inside, but mmcv's RoIAlign reads any memory as NCHW
+                # and silently returns wrong crops.
                 outs.append((x if i == NUM_STAGES - 1 else encoded).contiguous())
         return tuple(outs)
 
     def __getitem__(self, index: int | slice) -> nn.Module:
-        if isinstance(index, slice):  # a part of them is no network, but a list as any
+        if isinstance(index, slice):  # a plain list: some of the stages are no network
             return nn.ModuleList([*self][index])
         return super().__getitem__(index)
 
@@ -130,8 +124,6 @@ class ConTNet(PretrainedModule):
         [(1, 48, 16, 25), (1, 96, 8, 13), (1, 192, 4, 7), (1, 768, 2, 4)]
     """
 
-    thawed = dict(frozen_stages=-1, norm_eval=False)
-
     def __init__(
         self,
         arch: str | dict = 'medium',
@@ -191,25 +183,18 @@ class ConTNet(PretrainedModule):
             shared,
             channels=channels,
             dilation=self.dilations[stage],
-            window_sizes=arch['window_sizes'][stage],
-            num_heads=arch['num_heads'][stage],
-            feedforward_channels=arch['feedforward_channels'][stage],
             drop_rate=arch['drop_rates'][stage],
+            **{k: arch[k][stage] for k in ('window_sizes', 'num_heads', 'feedforward_channels')},
         )
+        last: dict = dict(out_channels=2 * channels)
         if stage == NUM_STAGES - 1:
-            last = dict(
-                out_channels=2 * channels, kernel_size=1, out_drop_rate=arch['last_drop_rate']
-            )
+            last.update(kernel_size=1, out_drop_rate=arch['last_drop_rate'])
         elif stage == self.out_indices[-1]:  # only the map before its convolution is wanted
-            last = dict(out_channels=None)
+            last.update(out_channels=None)
         else:
-            last = dict(
-                out_channels=2 * channels, stride=self.strides[stage + 1], avg_down=self.avg_down
-            )
-        blocks = [
-            ConTBlock(out_channels=channels, **shared) for _ in range(arch['depths'][stage] - 1)
-        ]
-        return nn.ModuleList([*blocks, ConTBlock(**last, **shared)])
+            last.update(stride=self.strides[stage + 1], avg_down=self.avg_down)
+        ordinary = [dict(out_channels=channels)] * (arch['depths'][stage] - 1)
+        return nn.ModuleList(ConTBlock(**own, **shared) for own in [*ordinary, last])
 
     @property
     def out_channels(self) -> tuple[int, ...]:
@@ -242,20 +227,14 @@ class ConTNet(PretrainedModule):
                 f'got {[*x.shape]}'
             )
         x = self.stem(channels_last(x))
-        return self.stages(x, self._layouts(x))
-
-    def _layouts(self, x: Tensor) -> list[WindowLayout]:
-        recording = dict(
-            is_compiling=self.stages.compiled or is_compiling(), is_tracing=is_tracing()
-        )
         layouts, size = [], x.shape[2:]
         for stage, stride in zip(self.stages, self.strides, strict=False):
             size = [-(-length // stride) for length in size]
-            layouts.append(stage_layout(stage, size, x, **recording))
-        return layouts
+            layouts.append(stage_layout(stage, size, x, self.stages.compiled))
+        return self.stages(x, layouts)
 
-    def builds(self, key: str) -> bool:
-        """Tell whether the part that a key of the whole network belongs to is built here."""
+    def owns_key(self, key: str) -> bool:
+        """Tell whether a key of the whole network belongs to a part that is built here."""
         match = re.match(r'stages\.(\d+)\.(\d+)\.(\w+)', key)
         if match is None:
             return not key.startswith(('fc.', 'head.'))
@@ -267,7 +246,7 @@ class ConTNet(PretrainedModule):
         return not (is_cut and part in ('conv', 'downsample'))
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Tell how deep a parameter lies, for layer-wise decay of the learning rate.
+        """Return the layer of a parameter, for layer-wise decay of the learning rate.
 
         The stem is layer 0, each block one more, and all behind the backbone the last.
 
@@ -281,17 +260,19 @@ class ConTNet(PretrainedModule):
         Raises:
             ValueError: If the name is that of no part of this network.
         """
-        num_layers = sum(len(stage) for stage in self.stages) + 2
+        num_layers = sum(map(len, self.stages)) + 2
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
         name = param_name[len(prefix) :]
-        match = re.match(r'stages\.(\d+)\.(\d+)\.', name)
-        if match:
-            stage, block = int(match[1]), int(match[2])
-            return 1 + sum(len(blocks) for blocks in self.stages[:stage]) + block, num_layers
         if name.startswith('stem.'):
             return 0, num_layers
-        raise ValueError(f'param_name must be that of a parameter of ConTNet, got {param_name!r}')
+        match = re.match(r'stages\.(\d+)\.(\d+)\.', name)
+        if match is None:
+            raise ValueError(
+                f'param_name must be that of a parameter of ConTNet, got {param_name!r}'
+            )
+        stage, block = map(int, match.groups())
+        return 1 + sum(map(len, self.stages[:stage])) + block, num_layers
 
     def _freeze(self) -> None:
         super()._freeze()

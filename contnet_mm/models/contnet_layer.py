@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from contnet_mm.models.blocks import channels_last, stage_layout
 from contnet_mm.models.contnet import ConTNet
-from contnet_mm.models.mode import is_compiling, is_tracing
 from contnet_mm.models.pretrained import PretrainedModule
 from contnet_mm.registry import MODELS
 from contnet_mm.utils.checks import check_integer
@@ -66,8 +65,7 @@ class ConTLayer(PretrainedModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(norm_cfg, norm_eval, init_cfg)
-        # Taken out of a whole network, which takes a second at most, so that there is one place
-        # that builds, initialises and checks.
+        # Taken out of a whole network, so that one place builds, initialises and checks.
         whole = ConTNet(
             arch,
             strides=(1, 1, 1, check_integer('stride', stride, low=1)),
@@ -80,7 +78,7 @@ class ConTLayer(PretrainedModule):
         )
         conv = whole.stages[2][-1].conv
         self.in_channels, self.out_channels = conv.in_channels, whole.out_channels[-1]
-        # Dicts instead of lists keep the places, and so the names, of the whole network.
+        # Dicts instead of lists keep the names of the whole network.
         self._last = str(len(whole.stages[2]) - 1)
         last = nn.ModuleDict({self._last: nn.ModuleDict({'conv': conv})})
         self.stages = nn.ModuleDict({'2': last, '3': whole.stages[3]})
@@ -103,11 +101,11 @@ class ConTLayer(PretrainedModule):
             raise ValueError(f'crops must be [N, {self.in_channels}, h, w], got {[*x.shape]}')
         x = self.stages['2'][self._last]['conv'](channels_last(x))
         blocks = self.stages['3']
-        layout = stage_layout(blocks, x.shape[2:], x, is_compiling(), is_tracing())
+        layout = stage_layout(blocks, x.shape[2:], x)
         for block in blocks:
             x, _ = block(x, layout)
         return x.contiguous()  # see ConTNet.forward
 
-    def builds(self, key: str) -> bool:
-        """Tell whether the part that a key of the whole network belongs to is built here."""
+    def owns_key(self, key: str) -> bool:
+        """Tell whether a key of the whole network belongs to a part that is built here."""
         return key.startswith((f'stages.2.{self._last}.conv.', 'stages.3.'))

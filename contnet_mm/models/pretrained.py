@@ -1,4 +1,4 @@
-"""What ConTNet and its parts share: weights that load loudly, norms that stay as they are."""
+"""The base class of ConTNet and its parts: strict loading of weights, frozen norms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contnet_mm.utils.checks import check_flag
 
 
 class PretrainedModule(BaseModule):
-    """A ConTNet or a part of one, whose tensors have the names that they have in the whole.
+    """A ConTNet or a part of one; tensors of a part have the names that they have in the whole.
 
     Args:
         norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.models.blocks.build_norm`.
@@ -24,9 +24,6 @@ class PretrainedModule(BaseModule):
         ValueError: If ``init_cfg`` is ``Pretrained`` without a file.
     """
 
-    # The arguments that freeze something, with the values that freeze nothing.
-    thawed: dict[str, object] = dict(norm_eval=False)
-
     def __init__(
         self, norm_cfg: dict, norm_eval: bool, init_cfg: dict | list[dict] | None = None
     ) -> None:
@@ -35,8 +32,8 @@ class PretrainedModule(BaseModule):
         self.norm_cfg, self.norm_eval = norm_cfg, check_flag('norm_eval', norm_eval)
         self._weights_loaded = False
 
-    def builds(self, key: str) -> bool:
-        """Tell whether the part that a key of the whole network belongs to is built here."""
+    def owns_key(self, key: str) -> bool:
+        """Tell whether a key of the whole network belongs to a part that is built here."""
         raise NotImplementedError
 
     def init_weights(self) -> None:
@@ -61,17 +58,22 @@ class PretrainedModule(BaseModule):
         """Switch to training or evaluation; what is frozen stays in evaluation."""
         super().train(mode)
         self._freeze()
-        settings = {name: getattr(self, name) for name in self.thawed}
-        frozen = settings != self.thawed or not self.norm_cfg.get('requires_grad', True)
-        if mode and frozen and not self._weights_loaded:
+        if mode and self._frozen_without_weights():
+            names = [n for n in ('frozen_stages', 'norm_eval', 'norm_cfg') if hasattr(self, n)]
+            settings = ', '.join(f'{name}={getattr(self, name)}' for name in names)
             warnings.warn(
-                f'{type(self).__name__} trains with {_spell(settings)} and '
-                f'norm_cfg={self.norm_cfg}, but no weights were loaded: what is frozen stays as '
-                f'initialised. Give a checkpoint, or freeze nothing ({_spell(self.thawed)}) to '
-                'train from scratch.',
+                f'{type(self).__name__} trains with {settings}, but no weights were loaded: what '
+                'is frozen stays as initialised. Give a checkpoint, or train from scratch with '
+                'the defaults, which freeze nothing (norm_eval=False and the like).',
                 stacklevel=2,
             )
         return self
+
+    def _frozen_without_weights(self) -> bool:
+        """Tell whether something is frozen while no weights were loaded."""
+        freezes_stages = getattr(self, 'frozen_stages', -1) >= 0  # an argument of ConTNet alone
+        freezes_norms = self.norm_eval or not self.norm_cfg.get('requires_grad', True)
+        return (freezes_stages or freezes_norms) and not self._weights_loaded
 
     def _freeze(self) -> None:
         if self.norm_eval:
@@ -84,10 +86,6 @@ class PretrainedModule(BaseModule):
         if any(prefix + name in state_dict for name, _ in self.named_parameters()):
             self._weights_loaded = True
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _spell(settings: dict[str, object]) -> str:
-    return ', '.join(f'{name}={value}' for name, value in settings.items())
 
 
 def _list_init_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:

@@ -35,7 +35,7 @@ def whole_and_head(arch=DEEP_ARCH, **kwargs):
     """A whole network and the head made of its tensors, both double and in eval mode."""
     whole = randomize(ConTNet(arch, **kwargs)).double().eval()
     head = ConTLayer(arch, **kwargs).double().eval()
-    head.load_state_dict({k: v for k, v in whole.state_dict().items() if head.builds(k)})
+    head.load_state_dict({k: v for k, v in whole.state_dict().items() if head.owns_key(k)})
     return whole, head
 
 
@@ -73,7 +73,7 @@ def test_the_head_on_the_whole_third_map_gives_the_fourth_but_for_the_shortcut(o
 def test_crops_of_any_size_equal_the_parts_of_a_whole_network(size, stride, position):
     whole = randomize(ConTNet(DEEP_ARCH, strides=(1, 2, 2, stride), position=position)).eval()
     head = ConTLayer(DEEP_ARCH, stride=stride, position=position).eval()
-    head.load_state_dict({k: v for k, v in whole.state_dict().items() if head.builds(k)})
+    head.load_state_dict({k: v for k, v in whole.state_dict().items() if head.owns_key(k)})
     crops = torch.randn(3, C3, *size)
     with torch.no_grad():
         x = whole.stages[2][2].conv(crops)
@@ -162,7 +162,7 @@ def test_official_files_load_whether_or_not_shortcuts_are_pooled(tmp_path, arch)
     del options['avg_down']
     head = pretrained(tmp_path / 'official.pth', **options)
     head.init_weights()
-    converted = {k: v for k, v in convert_official(official).items() if head.builds(k)}
+    converted = {k: v for k, v in convert_official(official).items() if head.owns_key(k)}
     state_dict = head.state_dict()
     assert {key for key in state_dict if not key.endswith('tracked')} == set(converted)
     assert all(torch.equal(state_dict[key], value) for key, value in converted.items())
@@ -209,10 +209,12 @@ def test_a_file_that_does_not_cover_the_head_changes_nothing(tmp_path, damage, w
 
 
 def test_what_is_odd_outside_the_head_does_not_matter(tmp_path):
-    whole = dict(ConTNet(DEEP_ARCH).state_dict())
+    whole = randomize(ConTNet(DEEP_ARCH)).state_dict()
     add_elsewhere(whole)
     torch.save(whole, tmp_path / 'odd.pth')
-    pretrained(tmp_path / 'odd.pth').init_weights()
+    head = pretrained(tmp_path / 'odd.pth')
+    head.init_weights()
+    assert all(torch.equal(value, whole[key]) for key, value in head.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -283,10 +285,15 @@ def test_a_c4_detectors_checkpoint_gives_its_head_under_the_heads_prefix(detecto
         pretrained(file).init_weights()  # the detector's backbone ends before the head
 
 
-def test_a_detectors_own_checkpoint_round_trips(detector_file):
+def test_a_detector_that_loads_its_own_checkpoint_may_train_frozen_norms(detector_file, recwarn):
     model = Detector()
-    model.load_state_dict(detector_file[1])
-    assert all(torch.equal(v, detector_file[1][k]) for k, v in model.state_dict().items())
+    model.roi_head.shared_head = ConTLayer(DEEP_ARCH, norm_eval=True)
+    with pytest.warns(UserWarning, match='no weights were loaded'):
+        model.train()
+    model.load_state_dict(detector_file[1])  # as `load_from` does, with the prefix of the head
+    recwarn.clear()
+    model.train()
+    assert not recwarn.list
 
 
 def test_frozen_norms_keep_their_values_and_statistics():
