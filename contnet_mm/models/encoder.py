@@ -1,10 +1,12 @@
 """The transformer encoders of a ConT block, which work inside windows.
 
-Nothing in here knows about registries or configs. Shapes: B images, H x W map, L = H * W tokens in
-the order of :class:`~contnet_mm.models.window_layout.WindowLayout`, C channels.
+Shapes: B images, H x W map, L = H * W tokens in the order of
+:class:`~contnet_mm.models.window_layout.WindowLayout`, C channels.
 """
 
 from __future__ import annotations
+
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ from contnet_mm.models.position import AbsolutePosition, RelativePosition
 from contnet_mm.models.window_attention import window_attention
 from contnet_mm.models.window_layout import Way, WindowLayout, window_layout
 
-# Bytes of the widest activation of a run of windows: what the caches of a core hold.
+# Bytes of the widest activation of a run of windows, so that it fits the caches of a core.
 RUN_BYTES = 8 * 2**20
 
 
@@ -49,12 +51,12 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, layout: WindowLayout) -> Tensor:
-        """Mix the tokens of each window, [B, L, C] -> [B, L, C]."""
+        """Attend in each window, [B, L, C] -> [B, L, C]."""
         bias = None if self.position is None else self.position()
         drop_rate = self.drop_rate if self.training else 0.0
         qkv = apply_linear(self.qkv, x)
-        x = window_attention(qkv, bias, layout, self.window_size, self.num_heads, drop_rate)
-        return F.dropout(apply_linear(self.proj, x), self.drop_rate, self.training)
+        attn_out = window_attention(qkv, bias, layout, self.window_size, self.num_heads, drop_rate)
+        return F.dropout(apply_linear(self.proj, attn_out), self.drop_rate, self.training)
 
 
 class Encoder(nn.Module):
@@ -95,21 +97,12 @@ class Encoder(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, layout: WindowLayout, mode: Mode = Mode.PLAIN) -> Tensor:
-        """Encode each window.
-
-        Args:
-            x: Tokens, [B, L, C].
-            layout: Of the tokens.
-            mode: See :class:`FeedForward`.
-
-        Returns:
-            Tokens, [B, L, C].
-        """
+        """Encode each window, [B, L, C] -> [B, L, C]; ``mode`` is that of :class:`FeedForward`."""
         return self.feed_forward(self.attend(x, layout), mode)
 
     def attend(self, x: Tensor, layout: WindowLayout) -> Tensor:
         """Compute the first half: positions, attention, residual and norm."""
-        if self.position is not None:  # before the first norm, so it runs through the residual too
+        if self.position is not None:  # before the first norm, so that the residual has it too
             position = self.position(layout.windows[self.window_size].position_index)
             x = x + position.to(x.dtype)  # under autocast tokens keep their dtype
         if self.pre_norm:
@@ -171,8 +164,8 @@ class WindowEncoders(nn.ModuleList):
     def _encode_in_runs(self, x: Tensor, layout: WindowLayout) -> Tensor:
         """Encode a few windows at a time, through both encoders.
 
-        Intermediate tensors of a whole map fit no cache, and the system hands out their memory page
-        by page, each time anew. Windows do not know of each other, so a few will do.
+        Windows are independent. Intermediate tensors of a whole map fit no cache, and the system
+        would allocate their memory page by page, each time anew.
         """
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
         out = torch.empty_like(tokens)
@@ -181,22 +174,21 @@ class WindowEncoders(nn.ModuleList):
         for group in layout.windows[layout.window_sizes[0]].groups:
             window = window_layout(group.height, group.width, self.window_sizes, device=x.device)
             area = group.height * group.width
-            images = min(batch, max(1, RUN_BYTES // (token_bytes * area)))
-            count = max(1, RUN_BYTES // (token_bytes * area * max(1, images)))
-            for image in range(0, batch, max(1, images)):
-                for first in range(0, group.count, count):
-                    number = min(count, group.count - first)
-                    start = group.start + first * area
-                    places = slice(start, start + number * area)
+            images = max(1, min(batch, RUN_BYTES // (token_bytes * area)))
+            count = max(1, RUN_BYTES // (token_bytes * area * images))
+            end = group.start + group.count * area
+            for image in range(0, batch, images):
+                for first in range(group.start, end, count * area):
+                    span = slice(first, min(first + count * area, end))
                     run = tokens[image : image + images]
                     if layout.permutation is None:
-                        run = run[:, places]
+                        run = run[:, span]
                     else:
-                        run = run.index_select(1, layout.permutation[places])
+                        run = run.index_select(1, layout.permutation[span])
                     run = run.reshape(-1, area, channels)
                     for encoder in self:
                         run = encoder(run, window, Mode.INFERENCE)
-                    out[image : image + images, places] = run.view(-1, number * area, channels)
+                    out[image : image + images, span] = run.view(-1, span.stop - first, channels)
         return layout.to_map(out, *x.shape[2:])
 
     def _kernels_take(self, x: Tensor, layout: WindowLayout) -> bool:
@@ -218,33 +210,25 @@ class WindowEncoders(nn.ModuleList):
 
 def tensors_of_attention(encoder: Encoder) -> dict[str, object]:
     """Return the arguments of :func:`contnet_mm.models.kernels.encoder.attend`."""
-    attn, norm = encoder.attn, encoder.norm1
+    attn = encoder.attn
     return dict(
         position=None if encoder.position is None else encoder.position.table(),
         bias=None if attn.position is None else attn.position.row_by_row(),
-        qkv_weight=attn.qkv.weight,
-        qkv_bias=attn.qkv.bias,
-        proj_weight=attn.proj.weight,
-        proj_bias=attn.proj.bias,
-        norm_weight=norm.weight,
-        norm_bias=norm.bias,
-        eps=norm.eps,
         window_size=attn.window_size,
         num_heads=attn.num_heads,
         pre_norm=encoder.pre_norm,
+        eps=encoder.norm1.eps,
+        **_weights_and_biases(qkv=attn.qkv, proj=attn.proj, norm=encoder.norm1),
     )
 
 
 def tensors_of_feed_forward(encoder: Encoder) -> dict[str, object]:
     """Return the arguments of :func:`contnet_mm.models.kernels.encoder.feed_forward`."""
     ffn, norm = encoder.ffn, encoder.norm2
-    return dict(
-        fc1_weight=ffn.fc1.weight,
-        fc1_bias=ffn.fc1.bias,
-        fc2_weight=ffn.fc2.weight,
-        fc2_bias=ffn.fc2.bias,
-        norm_weight=norm.weight,
-        norm_bias=norm.bias,
-        eps=norm.eps,
-        pre_norm=encoder.pre_norm,
-    )
+    tensors = _weights_and_biases(fc1=ffn.fc1, fc2=ffn.fc2, norm=norm)
+    return dict(tensors, pre_norm=encoder.pre_norm, eps=norm.eps)
+
+
+def _weights_and_biases(**layers: nn.Module) -> dict[str, Tensor]:
+    names = product(layers, ('weight', 'bias'))
+    return {f'{layer}_{name}': getattr(layers[layer], name) for layer, name in names}

@@ -78,7 +78,7 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, hidden_tangent: Tensor, weight_tangent: Tensor | None, bias_tangent) -> Tensor:
         hidden, weight = ctx.saved_tensors
-        # The slope of GELU is what its backward pass multiplies with.
+        # The backward pass of GELU multiplies with its derivative.
         x_tangent = torch.ops.aten.gelu_backward(hidden_tangent, hidden)
         out = F.linear(x_tangent, weight, bias_tangent)
         return out if weight_tangent is None else out + F.linear(F.gelu(hidden), weight_tangent)

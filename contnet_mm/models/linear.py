@@ -27,8 +27,8 @@ def has_hooks(module: nn.Module) -> bool:
 def is_plain(layer: nn.Module) -> bool:
     """Tell whether calling a linear layer is nothing but ``F.linear`` of its weight and bias.
 
-    Hooks, pruning, parametrisations and quantised layers ask for the call itself, and some
-    profilers replace ``forward``.
+    Hooks, pruning, parametrisations and quantised layers need the call itself, and some profilers
+    replace ``forward``.
     """
     return type(layer) is nn.Linear and not has_hooks(layer) and 'forward' not in layer.__dict__
 
@@ -60,7 +60,7 @@ def apply_linear_gelu(layer: nn.Linear, x: Tensor, fuse: bool) -> Tensor:
 
 
 def runs_as_convolution(x: Tensor) -> bool:
-    """Tell whether tokens are better transformed by a 1x1 convolution: in float32 on a CPU.
+    """Tell whether a linear layer is faster as a 1x1 convolution: in float32 on a CPU.
 
     oneDNN, which computes convolutions, uses the whole width of AVX-512 on CPUs of any maker. The
     library behind ``F.linear`` may use half of it, and copies the bias into the result first. In
@@ -70,7 +70,7 @@ def runs_as_convolution(x: Tensor) -> bool:
         x.device.type == 'cpu'
         and x.dtype == torch.float32
         and not _is_autocast_on_cpu()
-        and not is_tracing()  # a traced network holds the layers that were built
+        and not is_tracing()  # a traced network shall hold its linear layers
         and x.numel() > MIN_ELEMENTS
         # Inductor of torch 2.11 cannot order the strides of its gradients at unknown sizes.
         and not (is_compiling() and torch.is_grad_enabled())
@@ -78,6 +78,7 @@ def runs_as_convolution(x: Tensor) -> bool:
 
 
 def _is_autocast_on_cpu() -> bool:
+    # torch.compile (2.11) cannot trace autocast_dtype.
     if HAS_AUTOCAST_BY_DEVICE:
         return torch.is_autocast_enabled('cpu')
     return torch.is_autocast_cpu_enabled()
@@ -96,7 +97,7 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Transform tokens, [B, L, in_features] -> [B, L, out_features]."""
+    """Compute ``F.linear``, [B, L, in_features] -> [B, L, out_features]."""
     if not runs_as_convolution(x):
         return F.linear(x, weight, bias)
     return _from_map(F.conv2d(_to_map(x), weight[:, :, None, None], bias), x)
@@ -108,10 +109,10 @@ def linear_backward(
     """Return the gradients of :func:`linear`, by operations that can be differentiated again.
 
     Args:
-        grad: Of the result, [B, L, out_features].
+        grad: Gradient of the result, [B, L, out_features].
         x: As there.
         weight: As there.
-        needed: Whether those of ``x``, ``weight`` and the bias are wanted; others may be None.
+        needed: Whether those of ``x``, ``weight`` and the bias are needed; others may be None.
     """
     if runs_as_convolution(x):
         x_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(

@@ -1,4 +1,4 @@
-"""How the forward pass may be computed, which depends on who watches it."""
+"""How the forward pass is computed, and whether a compiler or tracer records it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def choose_mode(is_traced: bool) -> Mode:
         return Mode.PLAIN
     if torch.is_grad_enabled():
         return Mode.TRAINING
-    return Mode.PLAIN if _is_transforming() else Mode.INFERENCE
+    is_transforming = is_in_functorch() or forward_ad._current_level >= 0
+    return Mode.PLAIN if is_transforming else Mode.INFERENCE
 
 
 def is_compiling() -> bool:
@@ -47,9 +48,5 @@ def _is_exporting() -> bool:
 
 
 def is_in_functorch() -> bool:
-    """Tell whether a transform of torch.func is at work."""
+    """Tell whether a transform of torch.func is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _is_transforming() -> bool:
-    return is_in_functorch() or forward_ad._current_level >= 0
