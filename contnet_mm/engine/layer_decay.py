@@ -15,10 +15,10 @@ from contnet_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Lowers the learning rate of a backbone's layers the nearer they are to the image.
+    """Optimizer constructor that lowers the learning rate of layers towards the image.
 
     A parameter of layer ``d`` of ``n`` learns at ``layer_decay_rate ** (n - 1 - d)`` times its
-    rate; all behind the backbone keeps its rate. ``paramwise_cfg`` takes ``layer_decay_rate`` and
+    rate; what follows the backbone keeps its rate. ``paramwise_cfg`` takes ``layer_decay_rate`` and
     every field of MMEngine's default constructor.
 
     Raises:
@@ -58,13 +58,12 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         layers: dict[tuple[int, float], list[float]] = {}
         for group in params:
-            # Groups hold one parameter each.
-            name = names[id(group['params'][0])]
+            name = names[id(group['params'][0])]  # a group holds one parameter
             depth, num_layers = backbone.get_layer_depth(name, prefix='backbone.')
             scale = self.paramwise_cfg['layer_decay_rate'] ** (num_layers - 1 - depth)
             group['lr'] = group.get('lr', self.base_lr) * scale
             layers.setdefault((depth, scale), []).append(group['lr'])
-        # What MMEngine has printed by now are the rates before this.
+        # MMEngine has printed the rates without decay.
         for (depth, scale), rates in sorted(layers.items()):
             lowest, highest = min(rates), max(rates)
             span = f'{lowest:.4g}' + (f' to {highest:.4g}' if highest > lowest else '')

@@ -158,13 +158,12 @@ class ConTBlock(nn.Module):
             r = self.encoders(y, layout)
         if self.conv is None:
             return None, r
-        out = self.conv(r) + (x if self.downsample is None else self.downsample(self._pool(y)))
+        if self.downsample is not None:
+            if self.pool_size > 1:
+                y = F.avg_pool2d(y, self.pool_size, ceil_mode=True, count_include_pad=False)
+            x = self.downsample(y)
+        out = self.conv(r) + x
         return F.dropout(out, self.out_drop_rate, self.training), r
-
-    def _pool(self, y: Tensor) -> Tensor:
-        if self.pool_size == 1:
-            return y
-        return F.avg_pool2d(y, self.pool_size, ceil_mode=True, count_include_pad=False)
 
 
 def stage_layout(

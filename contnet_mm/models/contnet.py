@@ -227,11 +227,14 @@ class ConTNet(PretrainedModule):
                 f'got {[*x.shape]}'
             )
         x = self.stem(channels_last(x))
+        return self.stages(x, self._layouts(x))
+
+    def _layouts(self, x: Tensor) -> list[WindowLayout]:
         layouts, size = [], x.shape[2:]
         for stage, stride in zip(self.stages, self.strides, strict=False):
             size = [-(-length // stride) for length in size]
             layouts.append(stage_layout(stage, size, x, self.stages.compiled))
-        return self.stages(x, layouts)
+        return layouts
 
     def owns_key(self, key: str) -> bool:
         """Tell whether a key of the whole network belongs to a part that is built here."""
@@ -241,8 +244,8 @@ class ConTNet(PretrainedModule):
         stage, block, part = int(match[1]), int(match[2]), match[3]
         if stage >= len(self.stages):
             return False
-        blocks = self.stages[stage]
-        is_cut = block == len(blocks) - 1 and blocks[-1].conv is None
+        is_last = block == len(self.stages[stage]) - 1
+        is_cut = is_last and self.stages[stage][-1].conv is None
         return not (is_cut and part in ('conv', 'downsample'))
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -277,9 +280,7 @@ class ConTNet(PretrainedModule):
     def _freeze(self) -> None:
         super()._freeze()
         for module in [self.stem, *self.stages][: self.frozen_stages + 1]:
-            module.eval()
-            for parameter in module.parameters():
-                parameter.requires_grad = False
+            module.eval().requires_grad_(False)
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:

@@ -26,14 +26,8 @@ class ConTLayer(PretrainedModule):
     from: let its weight and bias learn (no ``requires_grad=False`` in ``norm_cfg``).
 
     Args:
-        arch: As the backbone's.
-        stride: Of the convolution.
-        position: As the backbone's.
-        pre_norm: As the backbone's.
-        qkv_bias: As the backbone's.
-        norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.models.blocks.build_norm`.
-        norm_eval: Keep batch norm in eval mode while training.
-        with_cp: Recompute encoders in the backward pass to save memory; the values stay the same.
+        arch: As in the backbone, like all arguments that are not listed here.
+        stride: Stride of the convolution.
         init_cfg: As in MMEngine. ``dict(type='Pretrained', checkpoint=...)`` takes these parts from
             every file that the whole :class:`~contnet_mm.models.contnet.ConTNet` takes, and raises
             unless each tensor is found. Those of a detector's own shared head need

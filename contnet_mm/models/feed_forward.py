@@ -32,15 +32,10 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor, mode: Mode = Mode.PLAIN) -> Tensor:
-        """Transform tokens.
+        """Transform tokens, [B, L, C] -> [B, L, C].
 
-        Args:
-            x: Tokens, [B, L, C].
-            mode: In training GELU's result is computed again in the backward pass, not kept; in
-                inference it is computed together with the first layer.
-
-        Returns:
-            Tokens, [B, L, C].
+        With ``Mode.TRAINING`` the backward pass computes GELU's result again, which is not kept;
+        with ``Mode.INFERENCE`` GELU is computed together with the first layer.
         """
         has_dropout = self.training and self.drop_rate > 0
         if mode is Mode.TRAINING and is_plain(self.fc2) and not has_dropout:
@@ -53,7 +48,7 @@ class FeedForward(nn.Module):
 
 
 class _GeluLinear(torch.autograd.Function):
-    """GELU and a linear layer, of which only the argument of GELU is kept."""
+    """GELU and a linear layer; only the argument of GELU is kept for the backward pass."""
 
     generate_vmap_rule = True
 

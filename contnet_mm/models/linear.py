@@ -43,10 +43,7 @@ def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 def apply_linear_gelu(layer: nn.Linear, x: Tensor, fuse: bool) -> Tensor:
     """Apply a linear layer and a GELU to tokens, [B, L, in_features] -> [B, L, out_features].
 
-    Args:
-        layer: The layer.
-        x: Tokens.
-        fuse: Compute both in one operation where there is one, which has no gradient.
+    ``fuse`` computes both in one operation where there is one, which has no gradient.
     """
     if not (fuse and HAS_FUSED_GELU and runs_as_convolution(x) and is_plain(layer)):
         return F.gelu(apply_linear(layer, x))
@@ -108,11 +105,8 @@ def linear_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of :func:`linear`, by operations that can be differentiated again.
 
-    Args:
-        grad: Gradient of the result, [B, L, out_features].
-        x: As there.
-        weight: As there.
-        needed: Whether those of ``x``, ``weight`` and the bias are needed; others may be None.
+    ``grad`` is that of the result, [B, L, out_features]. ``needed`` tells which gradients are
+    needed, of ``x``, ``weight`` and the bias; the others may be None.
     """
     if runs_as_convolution(x):
         x_grad, weight_grad, bias_grad = torch.ops.aten.convolution_backward(

@@ -17,11 +17,7 @@ class Mode(Enum):
 
 
 def choose_mode(is_traced: bool) -> Mode:
-    """Choose how to compute now.
-
-    Args:
-        is_traced: Whether a compiler or tracer records what is computed.
-    """
+    """Choose how to compute; ``is_traced`` tells whether a compiler or tracer records it."""
     if is_traced:
         return Mode.PLAIN
     if torch.is_grad_enabled():

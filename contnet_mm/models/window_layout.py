@@ -75,15 +75,7 @@ class WindowGroup(NamedTuple):
 
 
 def join_groups(parts: Sequence[Tensor], groups: Sequence[WindowGroup]) -> Tensor:
-    """Concatenate what :meth:`WindowGroup.of` takes apart.
-
-    Args:
-        parts: Tokens of each group, [B, count, repeats, height * width, C].
-        groups: All groups of a map, in their order.
-
-    Returns:
-        [B, L, C].
-    """
+    """Concatenate what :meth:`WindowGroup.of` views of all groups of a map, to [B, L, C]."""
     runs: dict[int, list[Tensor]] = {}
     for part, group in zip(parts, groups, strict=True):
         runs.setdefault(group.start, []).append(part.flatten(2, 3))
@@ -373,18 +365,11 @@ def _make_layout(
 
 
 def window_permutation(height: int, width: int, window_sizes: Sequence[int]) -> np.ndarray:
-    """Return the tokens of a map in window order.
+    """Return the tokens of a map, numbered row by row, in window order, [H * W] in int32.
 
     Window order is: outer windows by shape (whole ones, those at the right border, at the bottom,
     in the corner), inside each of them inner windows likewise, inside each of these row by row.
-
-    Args:
-        height: Height of the map in tokens.
-        width: Width of the map in tokens.
-        window_sizes: The outer one first; each divides the one before.
-
-    Returns:
-        The number of each token, counted row by row, [H * W] in int32.
+    The outer one of ``window_sizes`` comes first; each divides the one before.
     """
 
     def partition(maps: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
