@@ -27,20 +27,15 @@ def choose_mode(is_traced: bool) -> Mode:
 
 
 def is_compiling() -> bool:
-    """Tell whether torch.compile records, and not torch.export; torch before 2.3 cannot tell."""
-    return getattr(torch.compiler, 'is_dynamo_compiling', bool)() and not _is_exporting()
+    """Tell whether torch.compile records; torch before 2.3 cannot tell."""
+    return getattr(torch.compiler, 'is_dynamo_compiling', bool)()
 
 
 def is_tracing() -> bool:
     """Tell whether torch.jit.trace or torch.export records."""
-    return torch.jit.is_tracing() or _is_exporting()
-
-
-def _is_exporting() -> bool:
-    if hasattr(torch.compiler, 'is_exporting'):  # torch 2.7
-        return torch.compiler.is_exporting()
-    is_dynamo_compiling = getattr(torch.compiler, 'is_dynamo_compiling', bool)
-    return getattr(torch.compiler, 'is_compiling', bool)() and not is_dynamo_compiling()
+    # torch.compiler.is_exporting() is True under torch.compile too (torch 2.11).
+    is_exporting = getattr(torch.compiler, 'is_compiling', bool)() and not is_compiling()
+    return torch.jit.is_tracing() or is_exporting
 
 
 def is_in_functorch() -> bool:

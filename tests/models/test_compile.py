@@ -13,9 +13,10 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from contnet_mm import ConTNet, kernels
+from contnet_mm import ConTNet
+from contnet_mm.models import blocks, kernels
 from contnet_mm.models.contnet import Stages
-from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
+from contnet_mm.models.window_layout import HAS_CUSTOM_OPS, Way
 from tests.conftest import THIN_ARCH
 from tests.helpers import ROOT
 
@@ -73,6 +74,26 @@ def step(net, x):
 def assert_same(found, expected, tolerance):
     for a, b in zip(found, expected, strict=True):
         assert (a - b).abs().max() <= tolerance * b.abs().max() + 1e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize('size', [(64, 64), (70, 101)])
+def test_a_network_that_its_user_compiles_attends_behind_the_operator(size, counters, monkeypatch):
+    net, ways = build(out_indices=(1, 3)).eval(), []
+
+    def make(*args):
+        ways.append(args[3])
+        return window_layout(*args)
+
+    window_layout = blocks.window_layout
+    monkeypatch.setattr(blocks, 'window_layout', make)
+    compiled = torch.compile(net, backend='aot_eager')
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        assert_same(compiled(x), net(x), 1e-5)
+    stages = len(net.stages)
+    assert ways == [Way.OPERATOR] * stages + [Way.GROUPED] * stages
+    assert counters['stats']['unique_graphs'] <= 2
 
 
 @pytest.mark.skipif(HAS_CUSTOM_OPS, reason='this torch can compile')
