@@ -4,6 +4,8 @@
 STACK ?= onedl
 PYTHON ?=
 TORCH_INDEX ?=
+OPS ?=
+MMCV_WHEEL ?=
 VENV := $(if $(filter openmmlab,$(STACK)),.venv-openmmlab,.venv)
 # Any Python 3.8 or newer can run the set-up script; the environment's own is looked for by it.
 BOOT := $(shell for p in "$(PYTHON)" python3 python3.11 python3.10 python3.12; do \
@@ -15,18 +17,20 @@ IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"
 
 help: ## list the targets
 	@echo 'Usage: make TARGET [STACK=onedl|openmmlab] [PYTHON=python3.11] [TORCH_INDEX=URL]'
+	@echo '                   [OPS=torchvision|mmcv] [MMCV_WHEEL=FILE]'
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r t d; do \
 		printf '%-12s %s\n' "$$t" "$$d"; done
 	@echo
 	@echo 'STACK=onedl builds .venv (maintained fork), STACK=openmmlab .venv-openmmlab (original).'
+	@echo 'OPS=mmcv compiles the operations of mmcv, 8-12 minutes; MMCV_WHEEL: a compiled mmcv instead.'
 	@echo 'TORCH_INDEX: where torch comes from, for instance an index of CPU wheels; default: pip'"'"'s.'
 
-setup: ## build the environment: about 15 minutes on 2 cores, resumable
+setup: ## build the environment: a few minutes, resumable
 	@test -n "$(BOOT)" || { echo 'setup: no Python that runs (PYTHON="$(PYTHON)"): install Python' \
 		'3.11 (Debian/Ubuntu: apt install python3.11 python3.11-venv python3.11-dev).' >&2; exit 1; }
 	@PYTHONPATH=tools "$(BOOT)" -m setup_env --stack "$(STACK)" --python "$(PYTHON)" \
-		--torch-index "$(TORCH_INDEX)"
+		--torch-index "$(TORCH_INDEX)" --ops "$(OPS)" --mmcv-wheel "$(MMCV_WHEEL)"
 
 lint: setup ## ruff check, ruff format --check, codespell
 	$(IN_VENV) ruff check .

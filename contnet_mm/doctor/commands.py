@@ -80,6 +80,12 @@ def build_mmcv(facts: Facts) -> str:
     return f'{tools} && MMCV_WITH_OPS=1 {cuda}{command} {shlex.join((*options, mmcv))}'
 
 
+def install_ops(facts: Facts) -> str:
+    """Return the command that puts torchvision's operations into mmcv; nothing from elsewhere."""
+    folder = Path(facts.tools, 'transitional', 'mmcv_ops')
+    return pip(facts, 'install', '--no-deps', str(folder)) if folder.is_dir() else ''
+
+
 def install_transitional(facts: Facts, module: str) -> str:
     """Return the command that adds the original name of a forked library.
 

@@ -10,6 +10,7 @@ from .commands import (
     OPENMMLAB,
     build_mmcv,
     install_library,
+    install_ops,
     install_transitional,
     pip,
     reinstall,
@@ -103,10 +104,14 @@ def check_ops(facts: Facts) -> Iterator[Diagnosis]:
     if 'mmcv' not in facts.probes or said.get('import'):
         return
     fix = build_mmcv(facts)
-    if owners and owners[0].name.endswith('-lite'):
+    is_lite = bool(owners) and owners[0].name.endswith('-lite')
+    if is_lite:
         fix = f'{uninstall(facts, owners[0].name)} && {fix}'
-    if said.get('cpu'):
-        text = f'are missing, built for another torch, or wrong: {said["cpu"]}'
+    if said.get('cpu') and not (said.get('ops') or is_lite):
+        text = f"are missing; the command installs torchvision's in their place: {said['cpu']}"
+        yield problem('mmcv ops', text, install_ops(facts) or fix, BELOW_MMCV)
+    elif said.get('cpu'):
+        text = f'are built for another torch, or wrong: {said["cpu"]}'
         yield problem('mmcv ops', text, fix, BELOW_MMCV)
     elif torch.get('gpus') and said.get('cuda'):
         text = f'do not run on the GPU (to build them takes an nvcc of CUDA {torch["cuda"]}): '
@@ -114,7 +119,10 @@ def check_ops(facts: Facts) -> Iterator[Diagnosis]:
         yield problem('mmcv ops', text, fix, (*BELOW_MMCV, 'GPU'))
     else:
         where = 'CPU and GPU' if torch.get('gpus') else 'CPU'
-        yield ok('mmcv ops', f'load and compute (nms on {where})')
+        kind = 'are compiled'
+        if said.get('ops') == 'torchvision':
+            kind = "are torchvision's: those that our configs need; others raise when called"
+        yield ok('mmcv ops', f'{kind}; nms computes on {where}')
 
 
 def check_checkpoints(facts: Facts) -> Iterator[Diagnosis]:

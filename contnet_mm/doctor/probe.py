@@ -69,10 +69,12 @@ def run_op(device):
 
 
 def probe_mmcv():
-    """Return whether mmcv's ops work on CPU and GPU."""
+    """Return whose ops mmcv has, and whether they work on CPU and GPU."""
     import torch
 
+    spec = importlib.util.find_spec('mmcv._ext')
     return {
+        'ops': None if spec is None else 'torchvision' if spec.origin.endswith('.py') else 'mmcv',
         'cpu': attempt(run_op, 'cpu'),
         'cuda': attempt(run_op, 'cuda') if torch.version.cuda else None,
     }

@@ -242,7 +242,12 @@ BROKEN = {
         'mmengine==0.10.7',
     ),
     'mmcv without ops': (
-        with_answer(with_answer(FORK, 'mmcv', cpu=OPS), 'mmdet', resolve=OPS, base=None),
+        with_answer(with_answer(FORK, 'mmcv', ops=None, cpu=OPS), 'mmdet', resolve=OPS, base=None),
+        'problem mmcv ops',
+        f'python -m pip install --no-deps {ROOT}/tools/transitional/mmcv_ops',
+    ),
+    'mmcv with ops of another torch': (
+        with_answer(FORK, 'mmcv', ops='mmcv', cpu='ImportError: undefined symbol'),
         'problem mmcv ops',
         "install 'setuptools>=80,<82' wheel ninja psutil && MMCV_WITH_OPS=1 python -m pip install",
     ),
@@ -256,7 +261,7 @@ BROKEN = {
         'pip uninstall -y mmcv-lite && ',
     ),
     'ops that compute nonsense': (
-        with_answer(FORK, 'mmcv', cpu='RuntimeError: nms keeps [0]'),
+        with_answer(FORK, 'mmcv', ops='mmcv', cpu='RuntimeError: nms keeps [0]'),
         'problem mmcv ops',
         'MMCV_WITH_OPS=1',
     ),

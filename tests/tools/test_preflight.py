@@ -85,6 +85,7 @@ def test_everything_that_is_missing_is_named_at_once_and_nothing_is_made(env, mo
     monkeypatch.setattr(preflight.ctypes, 'CDLL', load)
     monkeypatch.setattr(preflight, 'disk_problems', lambda needs: [f'{needs[env.root]:.0f} GB'])
     with pytest.raises(SetupError) as caught:
+        env.ops = 'mmcv'
         preflight.preflight(env, setup.steps_of(env), '')
     for text in (
         'no module venv or ensurepip.\n  Debian/Ubuntu: apt install python3.11-venv',
@@ -97,19 +98,39 @@ def test_everything_that_is_missing_is_named_at_once_and_nothing_is_made(env, mo
     assert not env.path.exists()
 
 
+@pytest.mark.parametrize('wheel', ['', '/somewhere/mmcv.whl'])
+def test_only_what_compiles_needs_a_compiler(env, monkeypatch, wheel):
+    complete = Python('/opt/python', (3, 11), missing=['dev'])
+    monkeypatch.setattr(preflight, 'find_python', lambda *_: complete)
+    monkeypatch.setattr(preflight, 'compiler_problems', lambda: ['no compiler'])
+    monkeypatch.setattr(preflight, 'library_problems', list)
+    monkeypatch.setattr(preflight, 'disk_problems', lambda needs: [])
+    env.ops, env.mmcv_wheel = 'mmcv' if wheel else 'torchvision', wheel
+    assert preflight.preflight(env, setup.steps_of(env), '') == complete
+
+
 @pytest.mark.parametrize(
     ('torch_cuda', 'smi', 'nvcc', 'build', 'words'),
     [
         ('13.0', None, 'release 13.0', False, 'no working nvidia-smi'),
         (None, 'ok', 'release 13.0', False, 'built without CUDA'),
-        ('13.0', 'ok', None, False, 'no nvcc found; CUDA ops need an nvcc of CUDA 13'),
-        ('13.0', 'ok', 'release 12.4', False, 'nvcc 12 found; CUDA ops need an nvcc of CUDA 13'),
         ('13.0', 'ok', 'release 13.1', True, 'unproven'),
     ],
 )
-def test_cuda_ops_need_the_nvcc_of_torch(torch_cuda, smi, nvcc, build, words, monkeypatch):
+def test_ops_are_compiled_for_what_is_there(torch_cuda, smi, nvcc, build, words, monkeypatch):
     answers = {'nvidia-smi': smi, 'nvcc': nvcc}
     monkeypatch.setattr(preflight, 'output_of', lambda command: answers[Path(command[0]).name])
     plan = preflight.cuda_plan(torch_cuda)
     assert plan[0] == build
     assert words in plan[1]
+
+
+@pytest.mark.parametrize(
+    ('nvcc', 'words'), [(None, 'no nvcc was found'), ('release 12.4', 'nvcc 12 was found')]
+)
+def test_a_gpu_without_the_nvcc_of_torch_gets_no_ops_for_the_cpu(nvcc, words, monkeypatch):
+    answers = {'nvidia-smi': 'ok', 'nvcc': nvcc}
+    monkeypatch.setattr(preflight, 'output_of', lambda command: answers[Path(command[0]).name])
+    match = f'needs an nvcc of CUDA 13; {words}(.|\n)*MMCV_WHEEL=(.|\n)*OPS=torchvision'
+    with pytest.raises(SetupError, match=match):
+        preflight.cuda_plan('13.0')

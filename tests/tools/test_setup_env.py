@@ -62,7 +62,7 @@ def test_a_change_of_the_setup_itself_or_the_library_rebuilds_nothing(stack):
             assert (ROOT / name).is_file()
             assert not name.startswith('tools/setup_env')
             if step.name in ('packages', 'torch', 'mmcv', 'dev'):
-                assert name.startswith('requirements/')
+                assert name.startswith(('requirements/', 'tools/transitional/mmcv_ops/'))
 
 
 @pytest.mark.parametrize(('stack', 'number'), [('onedl', 6), ('openmmlab', 0)])
@@ -210,8 +210,90 @@ def test_mmcv_without_ops_is_built_afresh_once_and_then_refused(env, monkeypatch
         monkeypatch.setattr(setup, 'ops_work', lambda *_, n=works_after: len(calls) == n)
         match = 'its ops were not built for cpu'
         with pytest.raises(SetupError, match=match) if refused else contextlib.nullcontext():
-            setup.install_mmcv(env)
+            setup.compile_mmcv(env)
         assert ['--no-cache-dir' in words for words in calls] == [False, True][:works_after]
+
+
+def recorded(env, monkeypatch, **answers):
+    """Run the step of mmcv and return pip's commands, with their environment variables."""
+    calls = []
+    monkeypatch.setattr(
+        setup, 'run_logged', lambda env, words, **extra: calls.append((words[3:], extra))
+    )
+    monkeypatch.setattr(setup, 'probe', lambda *_: dict({'import': None, 'cpu': None}, **answers))
+    monkeypatch.setattr(setup, 'cuda_plan', lambda torch_cuda: (False, 'CPU ops'))
+    (env.root / 'requirements').symlink_to(ROOT / 'requirements')
+    setup.install_mmcv(env)
+    return calls
+
+
+def test_ops_of_torchvision_are_the_first_choice_and_need_no_compiler(made, monkeypatch):
+    assert made.ops == 'torchvision'
+    uninstall, build, ops = recorded(made, monkeypatch)
+    assert uninstall[0] == ['uninstall', '-y', 'onedl-mmcv', 'torchvision-ops-for-mmcv']
+    assert '--no-cache-dir' in build[0] and build[1]['PYTHONPATH']
+    assert ops[0][-1] == './tools/transitional/mmcv_ops'
+    assert (made.state / 'ops').read_text() == 'torchvision'
+
+
+def test_a_folder_without_torch_hides_it_from_a_build(tmp_path):
+    (tmp_path / 'torch.py').write_text("raise ModuleNotFoundError('hidden from the build')\n")
+    code = 'import torch'
+    found = subprocess.run(
+        [sys.executable, '-c', code],
+        env={'PYTHONPATH': str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert 'ModuleNotFoundError: hidden' in found.stderr
+
+
+def test_the_kind_of_ops_stays_until_another_is_asked_for(made, monkeypatch):
+    made.ops = 'mmcv'
+    shutil.copytree(ROOT / 'tools/transitional/mmcv_ops', made.root / 'tools/transitional/mmcv_ops')
+    recorded(made, monkeypatch)
+    again = Env(made.stack, root=made.root)
+    assert again.ops == 'mmcv'
+    (step,) = (step for step in setup.steps_of(again) if step.name == 'mmcv')
+    environment.write_stamp(again, step)
+    for ops, done in (('', True), ('mmcv', True), ('torchvision', False)):
+        env = Env(made.stack, root=made.root, ops=ops)
+        (step,) = (step for step in setup.steps_of(env) if step.name == 'mmcv')
+        assert environment.is_done(env, step) == done
+
+
+def test_an_environment_from_before_the_choice_keeps_its_compiled_ops(made):
+    (made.state / 'mmcv.stamp').write_text('some hash')
+    assert Env(made.stack, root=made.root).ops == 'mmcv'
+
+
+def test_a_switch_that_is_interrupted_leaves_neither_kind_on_record(made, monkeypatch):
+    (made.state / 'mmcv.stamp').write_text('some hash')
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup, 'run_logged', interrupt)
+    (made.root / 'requirements').symlink_to(ROOT / 'requirements')
+    with pytest.raises(KeyboardInterrupt):
+        setup.install_mmcv(Env(made.stack, root=made.root, ops='torchvision'))
+    assert not made.ops_before()
+
+
+def test_a_named_wheel_of_mmcv_is_installed_in_place_of_compiling(made, monkeypatch):
+    env = Env(made.stack, root=made.root, mmcv_wheel='/somewhere/mmcv.whl')
+    assert env.ops == 'mmcv'
+    _, (words, _) = recorded(env, monkeypatch)
+    assert words == ['install', '--no-deps', '--force-reinstall', '/somewhere/mmcv.whl']
+
+
+def test_ops_that_do_not_work_are_refused_whatever_their_kind(made, monkeypatch):
+    with pytest.raises(SetupError, match="torchvision's operations do not work in mmcv: .*broken"):
+        recorded(made, monkeypatch, cpu='broken')
+    env = Env(made.stack, root=made.root, mmcv_wheel='/somewhere/mmcv.whl')
+    (made.root / 'requirements').unlink()
+    with pytest.raises(SetupError, match='operations of /somewhere/mmcv.whl do not work'):
+        recorded(env, monkeypatch, cpu='broken')
 
 
 def test_a_failing_command_shows_its_last_lines_and_the_log(made):

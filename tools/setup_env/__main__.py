@@ -12,8 +12,10 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from .environment import (
@@ -31,6 +33,9 @@ from .environment import (
 )
 from .preflight import compile_jobs, cuda_plan, preflight
 
+OPS_DISTRIBUTION = 'torchvision-ops-for-mmcv'  # of tools/transitional/mmcv_ops
+OPS_FILES = tuple(f'tools/transitional/mmcv_ops/{n}' for n in ('pyproject.toml', 'mmcv/_ext.py'))
+
 
 class Step(NamedTuple):
     """One resumable piece of the set-up."""
@@ -40,6 +45,7 @@ class Step(NamedTuple):
     run: Callable[[Env], None]
     files: tuple[str, ...]  # a change in one of these makes the step run again
     disk_gb: float = 0.0
+    variant: str = ''  # what else, beside the files, the step depends on
 
 
 def pip_install(env, *words, **extra):
@@ -73,6 +79,50 @@ def ops_work(env, device='cpu'):
 
 
 def install_mmcv(env):
+    """Install mmcv with operations of the wanted kind, and remember which."""
+    before = env.ops_before()
+    kind = env.state / 'ops'
+    for record in (kind, env.state / 'mmcv.stamp'):  # neither is true until this has ended
+        record.unlink(missing_ok=True)
+    if before != env.ops:  # pip would take what is there for what is wanted
+        names = re.findall(
+            r'^[\w-]+(?===)', (env.root / env.requirements('-mmcv')).read_text(), re.M
+        )
+        run_logged(env, [env.python, '-m', 'pip', 'uninstall', '-y', *names, OPS_DISTRIBUTION])
+    if env.ops == 'torchvision':
+        install_mmcv_over_torchvision(env)
+    elif env.mmcv_wheel:
+        install_mmcv_wheel(env)
+    else:
+        compile_mmcv(env)
+    kind.write_text(env.ops)
+
+
+def install_mmcv_over_torchvision(env):
+    """Install mmcv without operations of its own, and torchvision's in their place."""
+    print("      torchvision's operations in place of mmcv's, which need a compiler", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        # The fork compiles whenever its build can import torch, whatever it is told.
+        Path(folder, 'torch.py').write_text("raise ModuleNotFoundError('hidden from the build')\n")
+        # A wheel without operations must not get into pip's cache, nor one with them out of it.
+        words = ['--no-deps', '--no-build-isolation', '--no-cache-dir', '--no-binary', ':all:']
+        pip_install(env, *words, '-r', env.requirements('-mmcv'), PYTHONPATH=folder)
+    words = ['--no-deps', '--no-build-isolation', '--force-reinstall']
+    pip_install(env, *words, './tools/transitional/mmcv_ops')
+    if not ops_work(env):
+        raise SetupError(f"torchvision's operations do not work in mmcv: {probe(env, 'mmcv')}")
+
+
+def install_mmcv_wheel(env):
+    """Install a wheel of mmcv that somebody has compiled; raise SetupError if it does not work."""
+    pip_install(env, '--no-deps', '--force-reinstall', env.mmcv_wheel)
+    if not ops_work(env):
+        raise SetupError(
+            f'the operations of {env.mmcv_wheel} do not work with this torch: {probe(env, "mmcv")}'
+        )
+
+
+def compile_mmcv(env):
     """Build mmcv against the installed torch; raise SetupError if twice no ops were built."""
     cuda, sentence = cuda_plan(probe(env, 'torch').get('cuda'))
     device = 'cuda' if cuda else 'cpu'
@@ -123,19 +173,29 @@ def steps_of(env):
 
     project = ['setup.py', 'pyproject.toml', 'contnet_mm/version.py']
     if env.stack.transitional:  # sources, not what a build of them leaves
-        for pattern in ('*/pyproject.toml', 'mmdet/mm_transitional/**/*.py', '*/mmseg/*.txt'):
+        for pattern in ('mm[ds]*/pyproject.toml', '*/mm_transitional/**/*.py', '*/mmseg/*.txt'):
             found = env.root.glob(f'tools/transitional/{pattern}')
             project += sorted(path.relative_to(env.root).as_posix() for path in found)
-    ops = f'mmcv ops: {compile_jobs()} compilers at once (MAX_JOBS), 8-12 minutes with 2'
+    if env.ops == 'torchvision':
+        mmcv_step = Step(
+            'mmcv', 'mmcv: half a minute', install_mmcv, (torch, mmcv, *OPS_FILES), 0.1, env.ops
+        )
+    elif env.mmcv_wheel:
+        title = f'mmcv from {env.mmcv_wheel}: half a minute'
+        mmcv_step = Step('mmcv', title, install_mmcv, (torch,), 0.2, env.mmcv_wheel)
+    else:
+        title = f'mmcv ops: {compile_jobs()} compilers at once (MAX_JOBS), 8-12 minutes with 2'
+        mmcv_step = Step('mmcv', title, install_mmcv, (torch, mmcv), 0.2)
     steps = [
         Step('packages', f'{lock}: 1-3 minutes', install_packages, (lock,), 1.2),
         Step('torch', f'{torch}: 2-10 minutes, a big download', install_torch, (torch,), 4.6),
-        Step('mmcv', ops, install_mmcv, (torch, mmcv), 0.2),
+        mmcv_step,
         Step('dev', f'{dev}: less than a minute', install_dev, (dev,)),
         Step('project', 'contnet_mm in place: seconds', install_project, tuple(project)),
     ]
     files = tuple(dict.fromkeys(name for step in steps for name in step.files))
-    return [*steps, Step('check', 'pip check, imports, one op: 20 seconds', check, files)]
+    title = 'pip check, imports, one op: 20 seconds'
+    return [*steps, Step('check', title, check, files, 0.0, mmcv_step.variant)]
 
 
 def build(env, wanted=''):
@@ -186,12 +246,25 @@ def main(argv=None):
     parser.add_argument('--stack', default='onedl', choices=sorted(STACKS))
     parser.add_argument('--python', default='', help='interpreter to build the environment from')
     parser.add_argument('--torch-index', default='', help='index of torch and torchvision')
+    parser.add_argument(
+        '--ops',
+        default='',
+        choices=('', 'torchvision', 'mmcv'),
+        help="whose operations mmcv gets (default: as before, at first torchvision's)",
+    )
+    parser.add_argument('--mmcv-wheel', default='', help='a compiled mmcv: path or address')
     args = parser.parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup has its reasons
             signal.signal(number, signal.default_int_handler)  # as Ctrl-C
     try:
-        build(Env(STACKS[args.stack], torch_index=args.torch_index), args.python)
+        env = Env(
+            STACKS[args.stack],
+            torch_index=args.torch_index,
+            ops=args.ops,
+            mmcv_wheel=args.mmcv_wheel,
+        )
+        build(env, args.python)
     except SetupError as error:
         print(f'setup: {error}', file=sys.stderr)
         return 1

@@ -52,15 +52,24 @@ STACKS = {
 class Env:
     """The environment that is being built."""
 
-    def __init__(self, stack, root=ROOT, torch_index=''):
+    def __init__(self, stack, root=ROOT, torch_index='', ops='', mmcv_wheel=''):
         self.stack = stack
         self.root = root
         self.torch_index = torch_index
+        self.mmcv_wheel = mmcv_wheel
         self.path = root / stack.venv
         self.python = self.path / 'bin' / 'python'
         self.state = self.path / '.contnet_mm'  # stamps and logs
         self.log = self.state / 'venv.log'
         self.lock = ()  # file descriptor of the lock while it is held
+        self.ops = ops or ('mmcv' if mmcv_wheel else self.ops_before() or 'torchvision')
+
+    def ops_before(self):
+        """Return whose operations the environment has: 'mmcv', 'torchvision', '' if neither."""
+        if (self.state / 'ops').is_file():
+            return (self.state / 'ops').read_text()
+        # Before there was a choice they were always compiled.
+        return 'mmcv' if (self.state / 'mmcv.stamp').is_file() else ''
 
     def requirements(self, part=''):
         """Return the path of a requirements file of this stack, relative to the root."""
@@ -69,7 +78,7 @@ class Env:
 
 def step_key(env, step):
     """Return the hash of what the step depends on, which this code is deliberately not."""
-    digest = hashlib.sha256(f'{RECIPE}\n{step.name}\n{env.stack}\n'.encode())
+    digest = hashlib.sha256(f'{RECIPE}\n{step.name}\n{env.stack}\n{step.variant}'.encode())
     for name in step.files:
         digest.update(name.encode() + b'\0' + (env.root / name).read_bytes())
     return digest.hexdigest()

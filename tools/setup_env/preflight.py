@@ -122,7 +122,7 @@ def preflight(env, todo, wanted):
     Returns:
         The interpreter that the environment will be made from, None where it is there already.
     """
-    compiles = 'mmcv' in {step.name for step in todo}
+    compiles = env.ops == 'mmcv' and not env.mmcv_wheel and 'mmcv' in {s.name for s in todo}
     problems, new = [], None
     try:
         new = None if is_usable(env) else find_python(env.stack, wanted)
@@ -154,7 +154,11 @@ def output_of(command):
 
 
 def cuda_plan(torch_cuda):
-    """Return whether to build mmcv's CUDA ops for torch's CUDA version, and why."""
+    """Return whether to build mmcv's CUDA ops for torch's CUDA version, and why.
+
+    Raises:
+        SetupError: If there is a GPU, but no nvcc that fits: CPU ops would fail on it.
+    """
     if output_of(['nvidia-smi']) is None:
         return False, 'CPU ops (no working nvidia-smi here).'
     if not torch_cuda:
@@ -165,7 +169,12 @@ def cuda_plan(torch_cuda):
     major = torch_cuda.split('.')[0]
     if release is None or release.group(1) != major:
         has = f'nvcc {release.group(1)}' if release else 'no nvcc'
-        return False, f'CPU ops ({has} found; CUDA ops need an nvcc of CUDA {major}).'
+        raise SetupError(
+            f'OPS=mmcv on this machine with a GPU needs an nvcc of CUDA {major}; {has} was found.\n'
+            f'  Install the CUDA toolkit {major} and set CUDA_HOME, name a compiled wheel '
+            "(MMCV_WHEEL=), or take torchvision's operations, which run on the GPU: make setup "
+            'OPS=torchvision'
+        )
     return True, 'CUDA ops, which is unproven: nobody has run this build of ours on a GPU yet.'
 
 
