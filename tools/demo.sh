@@ -13,7 +13,13 @@ if [ "${names[*]}" = all ]; then
   for config in configs/demo/*.py; do names+=("$(basename "$config" .py)"); done
 fi
 
-say() { printf '\n== %s\n' "$*"; }
+# Names a step, and notes how long the one before it took.
+step='' times=''
+say() {
+  [ -z "$step" ] || times+=$(printf '%5d s  %s' $((SECONDS - begun)) "${step%%,*}")$'\n'
+  step=$1 begun=$SECONDS
+  printf '\n== %s\n' "$1"
+}
 
 # Runs a command with its output in a file, which gets its name when the command succeeds.
 logged() {
@@ -98,7 +104,7 @@ run() {
 for name in "${names[@]}"; do
   [ -f "configs/demo/$name.py" ] || { echo "demo: there is no configs/demo/$name.py" >&2; exit 2; }
 done
-say 'demo data: half a minute'
+say 'demo data, half a minute'
 python tools/make_demo_data.py
 for name in "${names[@]}"; do run "$name"; done
 
@@ -117,4 +123,6 @@ predictions  $PWD/$work_dir/predictions.png
 training     $PWD/$work_dir/training.png
 EOT
 done
+say 'how long each step took'
+printf '%s' "$times"
 exit $failed
