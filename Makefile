@@ -49,7 +49,7 @@ test: setup $(LINT) ## lint, then the tests that are not marked slow
 test-all: setup $(LINT) ## lint, then all tests
 	$(PYTEST)
 
-benchmark: setup ## time ConTNet-M, its plain reading and ResNet-50 at 224x224, about 20 minutes
+benchmark: setup ## time ConTNet-M, the reference implementation and ResNet-50 at 224x224, about 20 minutes
 	$(IN_VENV) python tools/benchmark.py --networks contnet-m plain-m resnet50 \
 		--sizes 4x224x224 --rounds 5
 
