@@ -12,6 +12,8 @@ if torch.cuda.is_available():  # comparisons are about the network, not about TF
 elif hasattr(torch.library, 'custom_op') and find_spec('triton'):
     os.environ['TRITON_INTERPRET'] = '1'  # before Triton is imported: kernels run on the CPU
 
+# Processes that tests start shall not take the other's core either.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Thin networks lose more to threads than they gain, most of all on a busy machine.
 torch.set_num_threads(1)
 

@@ -44,11 +44,11 @@ WIDTHS = {
 
 @pytest.mark.parametrize('network', NETWORKS)
 def test_every_network_gives_four_maps_at_strides_4_to_32(network):
-    size = Size(1, 64, 96)
+    size = Size(1, 32, 64)
     for setting in list_settings(network):
         net = build_network(network, setting, size).eval()
         maps = net(torch.zeros(1, 3, size.height, size.width))
-        assert [tuple(y.shape[2:]) for y in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+        assert [tuple(y.shape[2:]) for y in maps] == [(8, 16), (4, 8), (2, 4), (1, 2)]
         widths = WIDTHS.get(network.split('-')[-1]) or WIDTHS.get(network.split('-')[0])
         assert widths is None or tuple(y.shape[1] for y in maps) == widths
         sum(y.mean() for y in maps).backward()  # nothing is frozen, nothing left over

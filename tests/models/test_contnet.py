@@ -295,8 +295,7 @@ def test_dropout_acts_in_training_only(thin_arch):
 
 
 @pytest.mark.skipif(not HAS_CUSTOM_OPS, reason='torch before 2.4 traces all windows for minutes')
-@pytest.mark.parametrize('size', [(64, 64), (45, 99)])
-@pytest.mark.parametrize('position', ['absolute', 'relative'])
+@pytest.mark.parametrize(('position', 'size'), [('absolute', (64, 64)), ('relative', (45, 99))])
 def test_a_whole_network_can_be_compiled_and_exported(thin_arch, size, position):
     net = ConTNet(thin_arch, position=position).eval()
     x = torch.randn(1, 3, *size)
