@@ -21,7 +21,10 @@ def has_hooks(module: nn.Module) -> bool:
     """Tell whether calling a module calls hooks, its own or those of all modules."""
     hooks = (module._forward_hooks, module._forward_pre_hooks)
     hooks += (module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or nn.modules.module._has_any_global_hook()
+    of_all = nn.modules.module  # torch 2.1 has no function that asks for these
+    hooks += (of_all._global_forward_hooks, of_all._global_forward_pre_hooks)
+    hooks += (of_all._global_backward_hooks, of_all._global_backward_pre_hooks)
+    return any(hooks)
 
 
 def is_plain(layer: nn.Module) -> bool:
