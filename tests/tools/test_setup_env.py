@@ -277,7 +277,7 @@ def test_a_switch_that_is_interrupted_leaves_neither_kind_on_record(made, monkey
     (made.root / 'requirements').symlink_to(ROOT / 'requirements')
     with pytest.raises(KeyboardInterrupt):
         setup.install_mmcv(Env(made.stack, root=made.root, ops='torchvision'))
-    assert not made.ops_before()
+    assert made.ops_before() == ('', '')
 
 
 def test_a_named_wheel_of_mmcv_is_installed_in_place_of_compiling(made, monkeypatch):
@@ -285,6 +285,11 @@ def test_a_named_wheel_of_mmcv_is_installed_in_place_of_compiling(made, monkeypa
     assert env.ops == 'mmcv'
     _, (words, _) = recorded(env, monkeypatch)
     assert words == ['install', '--no-deps', '--force-reinstall', '/somewhere/mmcv.whl']
+    for ops in ('', 'mmcv'):  # a set-up that names no wheel would else compile over it
+        assert Env(made.stack, root=made.root, ops=ops).mmcv_wheel == '/somewhere/mmcv.whl'
+    assert not Env(made.stack, root=made.root, ops='torchvision').mmcv_wheel
+    with pytest.raises(SetupError, match='OPS=torchvision and MMCV_WHEEL=x exclude each other'):
+        Env(made.stack, root=made.root, ops='torchvision', mmcv_wheel='x')
 
 
 def test_ops_that_do_not_work_are_refused_whatever_their_kind(made, monkeypatch):

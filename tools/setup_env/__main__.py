@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .environment import (
+    ROOT,
     STACKS,
     Env,
     SetupError,
@@ -80,10 +81,9 @@ def ops_work(env, device='cpu'):
 
 def install_mmcv(env):
     """Install mmcv with operations of the wanted kind, and remember which."""
-    before = env.ops_before()
-    kind = env.state / 'ops'
-    for record in (kind, env.state / 'mmcv.stamp'):  # neither is true until this has ended
-        record.unlink(missing_ok=True)
+    before, _ = env.ops_before()
+    for record in ('ops', 'mmcv.stamp'):  # neither is true until this has ended
+        (env.state / record).unlink(missing_ok=True)
     if before != env.ops:  # pip would take what is there for what is wanted
         names = re.findall(
             r'^[\w-]+(?===)', (env.root / env.requirements('-mmcv')).read_text(), re.M
@@ -95,7 +95,7 @@ def install_mmcv(env):
         install_mmcv_wheel(env)
     else:
         compile_mmcv(env)
-    kind.write_text(env.ops)
+    env.remember_ops()
 
 
 def install_mmcv_over_torchvision(env):
@@ -258,13 +258,8 @@ def main(argv=None):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup has its reasons
             signal.signal(number, signal.default_int_handler)  # as Ctrl-C
     try:
-        env = Env(
-            STACKS[args.stack],
-            torch_index=args.torch_index,
-            ops=args.ops,
-            mmcv_wheel=args.mmcv_wheel,
-        )
-        build(env, args.python)
+        options = (args.torch_index, args.ops, args.mmcv_wheel)
+        build(Env(STACKS[args.stack], ROOT, *options), args.python)
     except SetupError as error:
         print(f'setup: {error}', file=sys.stderr)
         return 1

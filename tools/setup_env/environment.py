@@ -56,20 +56,28 @@ class Env:
         self.stack = stack
         self.root = root
         self.torch_index = torch_index
-        self.mmcv_wheel = mmcv_wheel
         self.path = root / stack.venv
         self.python = self.path / 'bin' / 'python'
         self.state = self.path / '.contnet_mm'  # stamps and logs
         self.log = self.state / 'venv.log'
         self.lock = ()  # file descriptor of the lock while it is held
-        self.ops = ops or ('mmcv' if mmcv_wheel else self.ops_before() or 'torchvision')
+        if ops == 'torchvision' and mmcv_wheel:
+            raise SetupError(f'OPS=torchvision and MMCV_WHEEL={mmcv_wheel} exclude each other.')
+        before, wheel = self.ops_before()
+        self.ops = ops or ('mmcv' if mmcv_wheel else before or 'torchvision')
+        self.mmcv_wheel = mmcv_wheel or (wheel if self.ops == 'mmcv' else '')
 
     def ops_before(self):
-        """Return whose operations the environment has: 'mmcv', 'torchvision', '' if neither."""
+        """Return whose operations are there ('mmcv', 'torchvision', '') and from which wheel."""
         if (self.state / 'ops').is_file():
-            return (self.state / 'ops').read_text()
+            ops, _, wheel = (self.state / 'ops').read_text().partition(' ')
+            return ops, wheel
         # Before there was a choice they were always compiled.
-        return 'mmcv' if (self.state / 'mmcv.stamp').is_file() else ''
+        return ('mmcv' if (self.state / 'mmcv.stamp').is_file() else ''), ''
+
+    def remember_ops(self):
+        """Record whose operations are there, and the wheel that they came from, if any."""
+        (self.state / 'ops').write_text(f'{self.ops} {self.mmcv_wheel}'.strip())
 
     def requirements(self, part=''):
         """Return the path of a requirements file of this stack, relative to the root."""
