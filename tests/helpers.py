@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from contnet_mm import ConTNet
 
@@ -43,6 +44,17 @@ def build(arch, **kwargs):
             # Matrices stay small and even, or rounding would grow from layer to layer.
             matrix = tensor.dim() > 1
             tensor += 0.02 * torch.randn_like(tensor) if matrix else 0.1 * torch.rand_like(tensor)
+    return net
+
+
+def randomize(net):
+    """Give every parameter and running statistic a value that matters."""
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
     return net
 
 

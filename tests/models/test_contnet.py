@@ -15,21 +15,11 @@ from contnet_mm import ConTNet
 from contnet_mm.models import encoder
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
 from tests.conftest import THIN_ARCH
+from tests.helpers import randomize
 from tests.reference import reference_maps
 
 SIZES = st.integers(32, 150)
 ALL_OUT_INDICES = [(0,), (1,), (2,), (3,), (0, 2), (1, 2), (0, 1, 2, 3)]
-
-
-def randomize(net):
-    """Give every parameter and running statistic a value that matters."""
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return net
 
 
 def relative_difference(a, b):

@@ -13,22 +13,12 @@ from contnet_mm.checkpoint.official_keys import convert_official
 from contnet_mm.models.blocks import stage_layout
 from contnet_mm.registry import MODELS
 from tests.conftest import THIN_ARCH
+from tests.helpers import randomize
 from tests.official import PARITY, backbone_options, official_state_dict, read_meta
 
 META = {read_meta(path)['arch']: read_meta(path) for path in PARITY}
 DEEP_ARCH = dict(THIN_ARCH, depths=(1, 1, 3, 2))
 C3 = 4 * THIN_ARCH['base_channels']
-
-
-def randomize(net):
-    """Give every parameter and running statistic a value that matters."""
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return net
 
 
 def whole_and_head(arch=DEEP_ARCH, **kwargs):
