@@ -360,7 +360,8 @@ def _make_layout(
         windows[size] = Windows(send(position_index), **more)
     # One compiled program serves all sizes, so none of its inputs may be missing.
     moves = is_traced or bool((inverse[:-1] > inverse[1:]).any())
-    order = (send(permutation), send(inverse)) if moves else (None, None)
+    dtype = np.int32 if HAS_CUSTOM_OPS else np.int64  # vmap of older torch takes no other
+    order = [send(x.astype(dtype)) if moves else None for x in (permutation, inverse)]
     return WindowLayout(sizes, way, is_traced, *order, torch.tensor(height), windows)
 
 
