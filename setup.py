@@ -75,6 +75,9 @@ setup(
             'tqdm>=4.60',
         ],
         'safetensors': ['safetensors>=0.8.0'],
+        # fetch_weights: lists and reads the authors' folder on Google Drive, which has no plain
+        # addresses; the rest is done by the standard library, rich and filelock (torch has it).
+        'weights': ['gdown>=6.5'],
         'dev': [
             'codespell>=2.3',
             'hypothesis>=6.100',

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from contnet_mm.checkpoint.official_keys import AVG_DOWN, convert_official, is_official
 from contnet_mm.checkpoint.read import read_checkpoint
+from contnet_mm.checkpoint.sources import fetch_command
 
 NUM_LISTED = 5  # keys named in an error
 
@@ -36,10 +37,11 @@ def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) 
         content = read_checkpoint(checkpoint)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f'checkpoint {checkpoint} does not exist (relative to {Path.cwd()}). There is no '
-            'address to fetch it from: download the official file by hand from its authors and run '
-            f'`python -m contnet_mm convert_checkpoint <download> {checkpoint} --classifier`, '
-            'or name the download itself as checkpoint: it is read as released. '
+            f'checkpoint {checkpoint} does not exist (relative to {Path.cwd()}). '
+            f'`{fetch_command(checkpoint)}` fetches and converts the official weights, which '
+            'carry no licence; of a file that was downloaded by hand '
+            f'`python -m contnet_mm convert_checkpoint <download> {checkpoint} --classifier` '
+            'makes it, or name the download itself as checkpoint: it is read as released. '
             'To train without it set init_cfg=None and freeze nothing (frozen_stages=-1, '
             'norm_eval=False)'
         ) from error

@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and their checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -21,3 +22,12 @@ def write_file(path: str | Path, content: bytes | str) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def compute_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with Path(path).open('rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

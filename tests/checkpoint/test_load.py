@@ -15,6 +15,7 @@ from torch import nn
 from contnet_mm import ConTNet
 from contnet_mm.checkpoint.official_keys import convert_official
 from contnet_mm.checkpoint.read import read_checkpoint
+from contnet_mm.checkpoint.sources import fetch_command
 from tests.helpers import RunsCode
 from tests.official import PARITY, backbone_options, official_state_dict, read_meta
 
@@ -328,6 +329,8 @@ def test_a_missing_file_says_where_it_comes_from_and_how_to_do_without(thin_arch
         net.init_weights()
     for words in (
         'checkpoints/contnet-m_in1k.pth',
+        '`python -m contnet_mm fetch_weights M`',
+        'no licence',
         '`python -m contnet_mm convert_checkpoint <download> checkpoints/contnet-m_in1k.pth '
         '--classifier`',
         'read as released',
@@ -335,6 +338,19 @@ def test_a_missing_file_says_where_it_comes_from_and_how_to_do_without(thin_arch
         'frozen_stages=-1',
     ):
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'checkpoint, arguments',
+    [
+        ('checkpoints/contnet-ti_in1k.pth', 'Ti'),
+        ('/data/weights/contnet-b_in1k.pth', 'B --folder /data/weights'),
+        ('my_own.pth', 'ARCH'),
+    ],
+)
+def test_a_missing_file_is_fetched_to_where_it_is_missed(checkpoint, arguments):
+    command = fetch_command(checkpoint)
+    assert command == f'python -m contnet_mm fetch_weights {arguments}'
 
 
 def write_html(path, official):
