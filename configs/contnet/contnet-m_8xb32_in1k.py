@@ -1,4 +1,10 @@
-_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+_base_ = [
+    'mmpretrain::_base_/models/resnet50.py',
+    # Images resized by PIL, as in the official script.
+    'mmpretrain::_base_/datasets/imagenet_bs32_pil_resize.py',
+    'mmpretrain::_base_/schedules/imagenet_bs256.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
 custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
 
 model = dict(

@@ -11,13 +11,13 @@ model = dict(
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=384, backend='pillow', interpolation='bicubic'),
+    dict(type='RandomResizedCrop', scale=384, backend='pillow', interpolation='bilinear'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bicubic'),
+    dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bilinear'),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
@@ -27,9 +27,7 @@ test_dataloader = val_dataloader
 optim_wrapper = dict(
     constructor='LearningRateDecayOptimWrapperConstructor',
     optimizer=dict(lr=1e-4, weight_decay=0.05),
-    paramwise_cfg=dict(
-        layer_decay_rate=0.8, norm_decay_mult=0.0, custom_keys={'position': dict(decay_mult=0.0)}
-    ),
+    paramwise_cfg=dict(layer_decay_rate=0.8),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=2, convert_to_iter_based=True),

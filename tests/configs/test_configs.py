@@ -4,20 +4,25 @@ import copy
 import re
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import TRANSFORMS
+from PIL import Image
+from torch import nn
 
 from contnet_mm import ConTNet
 from tests.helpers import ROOT, run_python
-from tests.synthetic import build_model, make_batch
+from tests.synthetic import build_model, make_batch, register
 
 FOLDER = ROOT / 'configs'
 # What lies in _base_ is a part of a config, as in OpenMMLab's libraries.
 PATHS = sorted(path for path in FOLDER.rglob('*.py') if '_base_' not in path.parts)
 NAMES = [path.stem for path in PATHS]
 LETTERS = dict(tiny='ti', small='s', medium='m', base='b')
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 IMAGENET = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
 
 
@@ -151,17 +156,21 @@ RATES = {
     ('mask-rcnn', 'SGD'): 0.02,
     ('pspnet', 'SGD'): 0.01,
     ('contnet', 'SGD'): 0.1,
+    ('resnet', 'SGD'): 0.1,
     ('retinanet', 'AdamW'): 1e-4,
     ('faster-rcnn', 'AdamW'): 1e-4,
     ('mask-rcnn', 'AdamW'): 1e-4,
     ('contnet', 'AdamW'): 5e-4,
+    ('resnet', 'AdamW'): 5e-4,
+    ('deit', 'AdamW'): 1e-3,
 }
 
 
 def test_the_learning_rate_is_that_of_the_base_batch(path, config):
     optimizer = config.optim_wrapper.optimizer
     family = path.stem.partition('_')[0]
-    family = 'contnet' if family.startswith('contnet') else family
+    classifier = re.match('contnet|resnet|deit', family)
+    family = classifier[0] if classifier else family
     if is_demo(path):
         expected = 1e-3 if family == 'pspnet' else 2e-3
     elif '-ft-' in path.stem:
@@ -175,6 +184,36 @@ def test_the_learning_rate_is_that_of_the_base_batch(path, config):
     else:
         expected = RATES[family, optimizer.type]
     assert optimizer.lr == expected
+
+
+# Classifiers with the official script's images, whose weights are judged by them.
+BY_PIL = [path for path in PATHS if path.parent.name == 'contnet']
+BY_PIL = [path for path in BY_PIL if re.search('contnet|-strong_|-200e_', path.stem)]
+
+
+@pytest.mark.parametrize('path', BY_PIL, ids=lambda path: path.stem)
+def test_pil_resizes_the_images_of_classifiers(path, tmp_path, monkeypatch):
+    config = parse(path, tmp_path, monkeypatch)
+    loaders = config.train_dataloader, config.val_dataloader, config.test_dataloader
+    for loader in loaders:
+        resizing = [step for step in loader.dataset.pipeline if 'Resize' in step.type]
+        assert len(resizing) == 1
+        assert resizing[0].backend == 'pillow'
+        assert resizing[0].get('interpolation', 'bilinear') == 'bilinear'
+    for step in config.train_dataloader.dataset.pipeline:
+        assert 'hparams' not in step or step.hparams.interpolation == 'bilinear'
+
+
+def test_a_test_image_is_what_pil_makes_of_it():
+    register('mmpretrain')
+    config = parse_once(next(path for path in PATHS if path.stem == 'contnet-m_8xb32_in1k'))
+    image = np.random.RandomState(0).randint(0, 256, (300, 411, 3), dtype=np.uint8)
+    resized = Image.fromarray(image).resize((350, 256), Image.Resampling.BILINEAR)
+    results = dict(img=image[..., ::-1], img_shape=image.shape[:2])  # BGR, as files are read
+    for step in config.test_dataloader.dataset.pipeline[1:]:
+        results = TRANSFORMS.build(step)(results)
+    cropped = np.asarray(resized)[16:240, 63:287, ::-1]
+    assert np.array_equal(results['inputs'].permute(1, 2, 0).numpy(), cropped)
 
 
 def test_schedules_join_and_end_with_the_training(config):
@@ -193,22 +232,31 @@ def test_schedules_join_and_end_with_the_training(config):
         assert last.begin == schedulers[0].end
 
 
+last_models = {}  # two at most: big ones take a while to build, and neighbours share theirs
+
+
 @pytest.fixture(scope='module', params=PATHS, ids=NAMES)
 def built(request):
-    """A config and its model: built once, since the big ones take a while."""
-    config = Config.fromfile(request.param)
-    return config, build_model(config)
+    """A config with its path and its model."""
+    config = copy.deepcopy(parse_once(request.param))
+    backbone = {**config.model.backbone, 'init_cfg': None}  # as build_model() has it
+    key = repr((config.model | {'backbone': backbone}, config.get('data_preprocessor')))
+    if key not in last_models:
+        if len(last_models) == 2:
+            last_models.pop(next(iter(last_models)))
+        last_models[key] = build_model(config)
+    return request.param, config, last_models[key]
 
 
 def test_channels_and_strides_fit_the_backbone(built):
-    config, model = built
+    path, config, model = built
     backbone = model.backbone
     backbone.eval()
     height, width = 128, 192
     with torch.no_grad():
         maps = backbone(torch.zeros(1, 3, height, width))
     channels = tuple(x.shape[1] for x in maps)
-    strides = tuple(height // x.shape[2] for x in maps)
+    strides = tuple(height // x.shape[2] for x in maps if x.ndim == 4)  # DeiT gives a vector
     if isinstance(backbone, ConTNet):
         assert (backbone.out_channels, backbone.out_strides) == (channels, strides)
     if config.default_scope == 'mmpretrain':
@@ -231,10 +279,15 @@ def test_channels_and_strides_fit_the_backbone(built):
     assert len(set(values(config.model, 'num_classes'))) == 1
 
 
+def build_optimizer(config, model):
+    # Mixed precision needs a GPU, and changes no rate.
+    cfg = {k: v for k, v in config.optim_wrapper.items() if k not in ('type', 'dtype')}
+    return build_optim_wrapper(model, {'type': 'OptimWrapper', **cfg}).optimizer
+
+
 def test_the_optimizer_gets_each_trainable_parameter_once(built):
-    config, model = built
-    wrapper = build_optim_wrapper(model, {'type': 'OptimWrapper', **config.optim_wrapper})
-    groups = wrapper.optimizer.param_groups
+    path, config, model = built
+    groups = build_optimizer(config, model).param_groups
     given = [id(parameter) for group in groups for parameter in group['params']]
     # Without paramwise settings PyTorch gets frozen ones too, and leaves them alone.
     trainable = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
@@ -242,26 +295,83 @@ def test_the_optimizer_gets_each_trainable_parameter_once(built):
     assert set(trainable) <= set(given)
 
 
-def test_decay_of_weights_and_of_rates_is_as_the_name_says(built):
-    config, model = built
-    cfg = config.optim_wrapper
-    if cfg.optimizer.type != 'AdamW' or 'paramwise_cfg' not in cfg:
-        pytest.skip('one group for all parameters')
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = build_optim_wrapper(model, {'type': 'OptimWrapper', **cfg}).optimizer.param_groups
-    groups = {names[id(group['params'][0])]: group for group in groups}
-    spared = [name for name, group in groups.items() if group['weight_decay'] == 0]
-    assert any('.position.' in name for name in spared) and any('.norm' in name for name in spared)
-    assert all('.position.' in name or 'norm' in name or '.bn' in name for name in spared)
-    block = model.backbone.stages[-1][-1].encoders[0]
-    deep = groups[names[id(block.attn.qkv.weight)]]
-    stem = groups['backbone.stem.conv.weight']
-    decayed = 0.8**8 if 'layer-decay' in config.filename else 1.0  # eight blocks in ConT-M
-    assert stem['lr'] == pytest.approx(deep['lr'] * decayed)
+# What a recipe spares weight decay, by the name of a parameter, itself, and whether it is a norm's.
+def nothing(name, parameter, in_norm):
+    return False
+
+
+def flat(name, parameter, in_norm):
+    """The rule of the official script, which leaves matrices and position tables to decay."""
+    return parameter.ndim == 1 or name.endswith('.bias')
+
+
+def norms_and_positions(name, parameter, in_norm):
+    return in_norm or '.position.' in name
+
+
+def biases_behind_the_backbone(name, parameter, in_norm):
+    return name.endswith('.bias') and not name.startswith('backbone.')
+
+
+def norms_biases_and_tokens(name, parameter, in_norm):
+    return in_norm or name.endswith(('.bias', '.cls_token', '.pos_embed'))
+
+
+# Weight decay and what it spares, by a part of a config's name; the first that is found holds.
+RECIPES = (
+    ('_demo', 0.05, nothing),
+    ('^deit-', 0.05, norms_biases_and_tokens),
+    ('-strong_', 0.5, flat),
+    ('-ft-', 0.05, flat),
+    ('^dino-', 1e-4, nothing),
+    ('^upernet_', 0.01, norms_and_positions),
+    ('adamw|ms-crop-3x', 0.05, norms_and_positions),
+    ('^(pspnet|fpn)_', 5e-4, nothing),
+    ('^fcos_', 1e-4, biases_behind_the_backbone),
+    ('', 1e-4, nothing),
+)
+
+
+def rate_factor(config_name, name, in_norm):
+    """Return what the recipe multiplies the learning rate of a parameter by."""
+    if 'layer-decay' in config_name:  # eight blocks in ConT-M
+        block = re.match(r'backbone\.(?:(stem)|stages\.(\d)\.(\d))\.', name)
+        if block is None:
+            return 1.0
+        return 0.8**9 if block[1] else 0.8 ** (8 - 2 * int(block[2]) - int(block[3]))
+    if config_name.startswith('dino-'):
+        return 0.1 if name.startswith('backbone.') else 1.0
+    if re.match('fcos_(?!.*(adamw|demo))', config_name):
+        doubled = biases_behind_the_backbone(name, None, in_norm) and not in_norm
+        return 2.0 if doubled else 1.0
+    return 1.0
+
+
+# `pytest -s -k rates_of_its_recipe tests/configs` prints how many tensors decay in each config.
+def test_each_parameter_has_the_rates_of_its_recipe(built):
+    path, config, model = built
+    decay, spares = next(rule for part, *rule in RECIPES if re.search(part, path.stem))
+    norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
+    given = {
+        id(parameter): (group['weight_decay'], group['lr'])
+        for group in build_optimizer(config, model).param_groups
+        for parameter in group['params']
+    }
+    spared = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            in_norm = id(parameter) in norms
+            spared.append(spares(name, parameter, in_norm))
+            lr = config.optim_wrapper.optimizer.lr * rate_factor(path.stem, name, in_norm)
+            expected = 0.0 if spared[-1] else decay, lr
+            assert given[id(parameter)] == pytest.approx(expected), name
+    print(f'{path.stem}: {len(spared) - sum(spared)} tensors decay, {sum(spared)} are spared')
 
 
 def test_a_step_reaches_every_parameter_and_predictions_come_out(built):
-    config, model = built
+    path, config, model = built
+    if hasattr(model, 'has_passed'):
+        return  # for another config with the same model
     num_classes = next(values(config.model, 'num_classes'))
     model.zero_grad()
     model.train()
@@ -285,6 +395,7 @@ def test_a_step_reaches_every_parameter_and_predictions_come_out(built):
     assert all(field[config.default_scope] in prediction for prediction in predictions)
     tensors = list(flatten(raw))
     assert tensors and all(x.isfinite().all() for x in tensors)
+    model.has_passed = True
 
 
 def flatten(raw):
