@@ -10,7 +10,7 @@ model = dict(
         arch='medium',
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 2, 4),
-        norm_eval=True,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
         init_cfg=weights,
     ),
     decode_head=dict(in_channels=1024),

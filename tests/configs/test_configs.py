@@ -116,9 +116,10 @@ def test_nothing_of_a_resnet_parent_is_left(contnet_config):
 def test_freezing_follows_the_optimizer_and_the_start(contnet_config):
     path, config = contnet_config
     backbone = config.model.backbone
-    is_classifier = config.default_scope == 'mmpretrain'
-    assert backbone.get('norm_eval', False) == (not is_demo(path) and not is_classifier)
     is_detector = config.default_scope == 'mmdet' and not is_demo(path)
+    is_segmentor = config.default_scope == 'mmseg' and not is_demo(path)
+    assert backbone.get('norm_eval', False) == (is_detector or 'norm-eval' in path.stem)
+    assert backbone.get('norm_cfg', {}).get('type', 'BN') == ('SyncBN' if is_segmentor else 'BN')
     uses_sgd = config.optim_wrapper.optimizer.type == 'SGD'
     assert backbone.get('frozen_stages', -1) == (1 if is_detector and uses_sgd else -1)
 
