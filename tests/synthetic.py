@@ -30,9 +30,14 @@ def build_model(config):
     if config.default_scope == 'mmseg':
         model.data_preprocessor.size = SEG_SHAPE[1:]
     if 'roi_head' in model:  # fewer proposals than large images need
-        model.train_cfg.rpn_proposal.max_per_img = model.test_cfg.rpn.max_per_img = 100
-        model.train_cfg.rcnn.sampler.num = 64
+        model.train_cfg.rpn_proposal.max_per_img = 100
+        model.test_cfg.rpn.max_per_img = 20
+        stages = model.train_cfg.rcnn  # a list in a cascade
+        for stage in stages if isinstance(stages, list) else [stages]:
+            stage.sampler.num = 64
         model.test_cfg.rcnn.max_per_img = 20
+    if 'num_queries' in model:  # DINO takes them from the tokens, of which small images have few
+        model.num_queries = 100
     registry = importlib.import_module(f'{config.default_scope}.registry').MODELS
     built = registry.build(model)
     built.init_weights()

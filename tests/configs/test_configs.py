@@ -130,6 +130,8 @@ def test_gradients_are_clipped_with_adamw_and_with_sgd_only_where_the_parent_cli
         expected = 35 if path.stem.endswith('_fpn_gn-head_1x_coco') else None
     elif is_demo(path):
         expected = 10.0
+    elif path.stem.startswith('dino'):
+        expected = 0.1
     else:
         expected = 5.0 if config.default_scope == 'mmpretrain' else 1.0
     assert (clip_grad and clip_grad.max_norm) == expected
@@ -156,11 +158,15 @@ RATES = {
     ('faster-rcnn', 'SGD'): 0.02,
     ('mask-rcnn', 'SGD'): 0.02,
     ('pspnet', 'SGD'): 0.01,
+    ('fpn', 'SGD'): 0.01,
     ('contnet', 'SGD'): 0.1,
     ('resnet', 'SGD'): 0.1,
     ('retinanet', 'AdamW'): 1e-4,
     ('faster-rcnn', 'AdamW'): 1e-4,
     ('mask-rcnn', 'AdamW'): 1e-4,
+    ('cascade-mask-rcnn', 'AdamW'): 1e-4,
+    ('dino-4scale', 'AdamW'): 1e-4,
+    ('upernet', 'AdamW'): 6e-5,
     ('contnet', 'AdamW'): 5e-4,
     ('resnet', 'AdamW'): 5e-4,
     ('deit', 'AdamW'): 1e-3,
@@ -264,8 +270,20 @@ def test_channels_and_strides_fit_the_backbone(built):
         assert len(channels) == 1
         assert model.head.in_channels == channels[-1]
     elif config.default_scope == 'mmseg':
-        for head in (model.decode_head, model.auxiliary_head):
-            assert head.in_channels == channels[head.in_index]
+        if model.with_neck:
+            assert tuple(model.neck.in_channels) == channels
+            channels = (model.neck.out_channels,) * len(channels)
+            assert list(strides) == list(model.decode_head.feature_strides)
+        heads = [model.decode_head]
+        if model.with_auxiliary_head:
+            heads.append(model.auxiliary_head)
+        for head in heads:
+            index = head.in_index
+            wanted = [channels[i] for i in index] if isinstance(index, list) else channels[index]
+            assert head.in_channels == wanted
+    elif path.stem.startswith('dino'):
+        assert tuple(config.model.neck.in_channels) == channels
+        assert strides == (8, 16, 32)
     else:
         assert tuple(model.neck.in_channels) == channels
         used = list(strides[model.neck.start_level :])
@@ -274,9 +292,11 @@ def test_channels_and_strides_fit_the_backbone(built):
         assert levels[: len(used)] == used
         assert len(levels) == model.neck.num_outs
         if 'roi_head' in config.model:
-            assert model.roi_head.bbox_roi_extractor.featmap_strides == used
-            if model.with_mask:
-                assert model.roi_head.mask_roi_extractor.featmap_strides == used
+            for kind in ('bbox', 'mask')[: 1 + model.with_mask]:
+                extractors = getattr(model.roi_head, f'{kind}_roi_extractor')
+                # A cascade has one for each of its stages.
+                for extractor in extractors if hasattr(extractors, '__iter__') else [extractors]:
+                    assert extractor.featmap_strides == used
     assert len(set(values(config.model, 'num_classes'))) == 1
 
 

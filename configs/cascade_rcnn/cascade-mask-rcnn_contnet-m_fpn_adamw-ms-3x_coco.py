@@ -1,0 +1,17 @@
+_base_ = 'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_ms-3x_coco.py'
+custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
+weights = dict(type='Pretrained', checkpoint='checkpoints/contnet-m_in1k.pth')
+
+model = dict(
+    backbone=dict(
+        _delete_=True, type='contnet_mm.ConTNet', arch='medium', norm_eval=True, init_cfg=weights
+    ),
+    neck=dict(in_channels=[64, 128, 256, 1024]),
+)
+
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05),
+    # Neither norms nor position tables decay.
+    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'position': dict(decay_mult=0.0)}),
+    clip_grad=dict(max_norm=1.0),
+)

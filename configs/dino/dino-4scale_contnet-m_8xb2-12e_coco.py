@@ -1,0 +1,15 @@
+_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
+custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
+weights = dict(type='Pretrained', checkpoint='checkpoints/contnet-m_in1k.pth')
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='contnet_mm.ConTNet',
+        arch='medium',
+        out_indices=(1, 2, 3),
+        norm_eval=True,
+        init_cfg=weights,
+    ),
+    neck=dict(in_channels=[128, 256, 1024]),
+)
