@@ -162,6 +162,7 @@ RATES = {
     ('contnet', 'SGD'): 0.1,
     ('resnet', 'SGD'): 0.1,
     ('retinanet', 'AdamW'): 1e-4,
+    ('fcos', 'AdamW'): 1e-4,
     ('faster-rcnn', 'AdamW'): 1e-4,
     ('mask-rcnn', 'AdamW'): 1e-4,
     ('cascade-mask-rcnn', 'AdamW'): 1e-4,

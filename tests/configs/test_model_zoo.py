@@ -1,11 +1,14 @@
 """Metafiles, the pages of each folder and the files on disk say the same."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 from mmengine.config import Config
 
+from contnet_mm.apis.complexity import find_published
+from contnet_mm.doctor.facts import origin
 from tests.helpers import ROOT
 
 FOLDERS = sorted(
@@ -87,61 +90,97 @@ def test_the_index_imports_each_metafile():
     assert paths == [f'configs/{folder.name}/metafile.yml' for folder in FOLDERS]
 
 
-# Tables of the official README, by the start of a config's name and what must not be in it.
-BOX = ('published box AP', 'published box AP s / m / l')
-MASK = ('published mask AP', 'published mask AP s / m / l')
-PUBLISHED = {
-    'retinanet/retinanet_r50_fpn_1x': dict(zip(BOX, ('36.5', '20.4 / 40.3 / 48.1'), strict=True)),
-    'retinanet/retinanet_contnet-m_fpn_1x': dict(
-        zip(BOX, ('37.9', '23.0 / 40.6 / 50.4'), strict=True)
-    ),
-    'fcos/fcos_r50-caffe_fpn_gn-head_1x': dict(
-        zip(BOX, ('36.6', '21.0 / 40.6 / 47.0'), strict=True)
-    ),
-    'fcos/fcos_contnet-m_fpn_gn-head_1x': dict(
-        zip(BOX, ('39.3', '23.1 / 43.1 / 51.9'), strict=True)
-    ),
-    'fcos/fcos_r50-caffe_fpn_gn-head-center': {BOX[0]: '38.7', BOX[1]: ''},
-    'fcos/fcos_contnet-m_fpn_gn-head-center': {BOX[0]: '40.8', BOX[1]: ''},
-    'faster_rcnn/faster-rcnn_r50_fpn_1x': dict(
-        zip(BOX, ('37.4', '21.2 / 41.0 / 48.1'), strict=True)
-    ),
-    'faster_rcnn/faster-rcnn_contnet-m_fpn_1x': dict(
-        zip(BOX, ('40.0', '25.4 / 43.0 / 52.0'), strict=True)
-    ),
-    'mask_rcnn/mask-rcnn_r50_fpn_1x_coco': dict(
-        zip(
-            BOX + MASK,
-            ('38.2', '21.9 / 40.9 / 49.5', '34.7', '18.3 / 37.4 / 47.2'),
-            strict=True,
-        )
-    ),
-    'mask_rcnn/mask-rcnn_contnet-m_fpn_1x_coco': dict(
-        zip(
-            BOX + MASK,
-            ('40.5', '25.1 / 44.4 / 52.7', '38.1', '20.9 / 41.0 / 50.3'),
-            strict=True,
-        )
-    ),
-    'mask_rcnn/mask-rcnn_contnet-m_fpn_1x_cityscapes': dict.fromkeys(BOX + MASK, ''),
-    'pspnet/pspnet_r50-d8_4xb2-80k': {'published mIoU': '77.12'},
-    'pspnet/pspnet_contnet-m-d8_4xb2-80k': {'published mIoU': '78.28'},
-    'contnet/contnet-s_8xb32_in1k': {'published top-1 (%)': '74.9'},
-    'contnet/contnet-m_8xb32_in1k': {'published top-1 (%)': '77.6'},
-    'contnet/contnet-b_8xb32_in1k': {'published top-1 (%)': '77.9'},
-    'contnet/contnet-ti_8xb64-strong': {'published top-1 (%)': '74.9'},
-    'contnet/contnet-s_8xb64-strong': {'published top-1 (%)': '76.5'},
-    'contnet/contnet-m_8xb64-strong': {'published top-1 (%)': '80.2'},
-    'contnet/contnet-b_8xb64-strong': {'published top-1 (%)': '81.8'},
+SEED = read_yaml(ROOT / 'tests' / 'configs' / 'seed_tables.yml')
+SEED_ROWS = [(table, row) for table, rows in SEED.items() for row in rows]
+SIZES = ('s', 'm', 'l')
+# Headings of published values, and what seed_tables.yml calls the values below them.
+HEADINGS = {
+    'published top-1 (%)': ['Top 1 Accuracy'],
+    'published box AP': ['box AP'],
+    'published box AP s / m / l': [f'box AP {size}' for size in SIZES],
+    'published mask AP': ['mask AP'],
+    'published mask AP s / m / l': [f'mask AP {size}' for size in SIZES],
+    'published mIoU': ['mIoU'],
 }
 
 
-@pytest.mark.parametrize('start', PUBLISHED)
-def test_published_values_are_those_of_the_paper(start):
-    folder, _, name = start.partition('/')
-    rows = dict(metric_rows(ROOT / 'configs' / folder / 'README.md'))
-    [row] = [row for config, row in rows.items() if config.startswith(name)]
-    assert {key: row[key] for key in PUBLISHED[start]} == PUBLISHED[start]
+def entries():
+    """Yield the entries of all metafiles, each with its folder."""
+    for folder in FOLDERS:
+        for model in read_yaml(folder / 'metafile.yml')['Models']:
+            yield folder, model
+
+
+def published_cells(values):
+    """Return what a page shows of a row's values, by heading."""
+    return {
+        heading: ' / '.join(str(values[key]) for key in keys)
+        for heading, keys in HEADINGS.items()
+        if keys[0] in values
+    }
+
+
+@pytest.mark.parametrize('row', SEED_ROWS, ids=': '.join)
+def test_each_published_row_belongs_to_one_config(row):
+    named = [
+        (folder, model)
+        for folder, model in entries()
+        if (said := model.get('Published')) and (said['Table'], said['Row']) == row
+    ]
+    assert len(named) == 1, [model['Name'] for _, model in named]
+    folder, model = named[0]
+    values = SEED[row[0]][row[1]]
+    assert model['Published'] == {'Table': row[0], 'Row': row[1], **values}
+    network = re.search('(ti|s|m|b|18|50|101)[*]?$', row[1].lower())[1]
+    assert re.search(f'(t-|r|resnet){network}', model['Name'])
+    assert row[1].endswith('*') == bool(re.search('strong|deit', model['Name']))
+    on_page = dict(metric_rows(folder / 'README.md'))[model['Name']]
+    cells = published_cells(values)
+    assert {heading: on_page[heading] for heading in cells} == cells
+    if 'FLOPs (G)' in values:
+        assert find_published(model['Config']) == (values['Parameters (M)'], values['FLOPs (G)'])
+
+
+def test_values_of_mmpretrain_are_those_of_its_model_zoo():
+    zoo = Path(origin('mmpretrain')).parent / '.mim' / 'configs'
+    known = {
+        model['Name']: model['Results'][0]['Metrics']['Top 1 Accuracy']
+        for family in ('resnet', 'deit')
+        for model in read_yaml(zoo / family / 'metafile.yml')['Models']
+        if '_8xb32_in1k' in model['Name'] or model['Name'].startswith('deit')
+    }
+    rows = dict(metric_rows(ROOT / 'configs' / 'contnet' / 'README.md'))
+    shown = {name: row["MMPretrain's own top-1 (%)"] for name, row in rows.items()}
+    shown = {name: float(cell) for name, cell in shown.items() if cell}
+    assert len(shown) == 6 and shown.items() <= known.items()
+
+
+@each_folder
+def test_what_pages_call_published_was_published(folder):
+    known = [published_cells(SEED[table][row]) for table, row in SEED_ROWS]
+    for name, row in metric_rows(folder / 'README.md'):
+        said = {heading: cell for heading, cell in row.items() if heading in HEADINGS and cell}
+        assert not said or said in known, name
+
+
+def test_the_readme_shows_the_published_targets():
+    text = (ROOT / 'README.md').read_text()
+    shown = {
+        link[1]: [cell.strip() for cell in line.strip('| ').split('|')][-2:]
+        for line in text.splitlines()
+        if (link := re.search(r'^\|.*\(configs/(\w+)/README.md\)', line))
+    }
+    coco, mask, city = SEED['COCO'], SEED['Mask R-CNN'], SEED['Cityscapes']
+    later = SEED['COCO, later']
+    for i, net in enumerate(('Res-50', 'ConT-M')):
+        assert shown['retinanet'][i] == str(coco[f'RetinaNet {net}']['box AP'])
+        fcos = (table[f'FCOS {net}']['box AP'] for table in (coco, later))
+        assert shown['fcos'][i] == ' / '.join(map(str, fcos))
+        assert shown['faster_rcnn'][i] == str(coco[f'Faster R-CNN {net}']['box AP'])
+        assert shown['mask_rcnn'][i] == f'{mask[net]["box AP"]} / {mask[net]["mask AP"]}'
+        assert shown['pspnet'][i] == str(city[('PSP-Res50', 'PSP-ConTM')[i]]['mIoU'])
+        plain, strong = (SEED['ImageNet'][net + star]['Top 1 Accuracy'] for star in ('', '*'))
+        assert shown['contnet'][i] == f'{plain} / {strong}'
 
 
 def test_mim_search_reads_the_model_index():
