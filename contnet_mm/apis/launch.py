@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from contnet_mm.apis.config import CONFIG_SUFFIXES, LIBRARIES, find_config, read_config, suggest
+from contnet_mm.apis.mmcv_ops import refuse_missing_operations
 
 
 def library_of(config: str) -> str:
@@ -44,14 +45,15 @@ def script_and_arguments(name: str, arguments: Sequence[str]) -> tuple[Path, lis
         arguments: Those of the library's script; its config may be the name of one of ours.
 
     Raises:
-        ValueError: If there is no config among the arguments, or if it cannot be found or told
-            which library it is for.
+        ValueError: If there is no config among the arguments, if it cannot be found or told
+            which library it is for, or if it needs operations that mmcv lacks here.
     """
     # The config is not always first: torch.distributed.launch puts --local-rank before it.
     for i, argument in enumerate(arguments):
         if not argument.startswith('-') and argument.endswith(CONFIG_SUFFIXES):
             config = find_config(argument)
             script = library_script(library_of(config), name)
+            refuse_missing_operations(config)
             return script, [*arguments[:i], config, *arguments[i + 1 :]]
     raise ValueError(
         f'{" ".join(arguments) or "nothing"} was given, and no config in it: a name that ends in '
