@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from contnet_mm.apis.config import LIBRARIES
+from contnet_mm.apis.mmcv_ops import COMPILED, HOW_TO_COMPILE, find_ops
 from contnet_mm.swap.sweep import (
     FAILED,
     REFUSED,
@@ -58,6 +59,12 @@ def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
     try:
+        if find_ops() != COMPILED:
+            lacking = 'mmcv has no compiled operations here: configs that call one of them will '
+            lacking += f'not train, or not predict. {HOW_TO_COMPILE}'
+            if args.write:
+                raise ValueError(f'not --write: {lacking}')
+            print(f'NOTE: {lacking}', file=sys.stderr)
         if args.write:
             renew_page(args.write, 'sweep', str)  # before an hour's work, not after it
         names = {

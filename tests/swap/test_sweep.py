@@ -1,5 +1,6 @@
 """A sample of the sweep over the libraries' configs, and the tables that it writes."""
 
+import re
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from contnet_mm.swap.sweep import Outcome
 from contnet_mm.swap.task import TASKS
 from contnet_mm.swap.trial.verify import verify_swap
 from tests.helpers import ROOT
-from tools.sweep_zoo import make_parser
+from tools import sweep_zoo
 
 PAGE = ROOT / 'docs' / 'swap.md'
 
@@ -170,4 +171,23 @@ def test_page_of_the_repository_has_a_line_for_every_library():
 
 
 def test_tool_takes_a_part_of_the_names():
-    assert make_parser().parse_args(['mmdet::fcos/*']).pattern == 'mmdet::fcos/*'
+    assert sweep_zoo.make_parser().parse_args(['mmdet::fcos/*']).pattern == 'mmdet::fcos/*'
+
+
+def test_tool_says_before_it_starts_that_it_lacks_compiled_operations(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sweep_zoo, 'find_ops', lambda: 'torchvision')
+    monkeypatch.setattr(sweep_zoo, 'sweep', lambda *_: pytest.fail('the sweep has started'))
+    page = tmp_path / 'page.md'
+    page.write_text('<!-- sweep: begin -->\n<!-- sweep: end -->\n')
+    monkeypatch.setattr('sys.argv', ['sweep_zoo.py', 'mmdet::fcos/*', '--write', str(page)])
+    with pytest.raises(SystemExit):
+        sweep_zoo.main()
+    said = 'mmcv has no compiled operations here.*OPS=mmcv'
+    assert re.search(f'not --write: {said}', capsys.readouterr().err)
+    monkeypatch.setattr(sweep_zoo, 'sweep', lambda *_: [])
+    monkeypatch.setattr('sys.argv', ['sweep_zoo.py', 'mmdet::fcos/*'])
+    with pytest.raises(SystemExit) as end:
+        sweep_zoo.main()
+    assert not end.value.code and re.search(f'NOTE: {said}', capsys.readouterr().err)
