@@ -98,7 +98,7 @@ def _fix_import(facts: Facts, module: str, error: str) -> str:
 
 
 def check_ops(facts: Facts) -> Iterator[Diagnosis]:
-    """Check that mmcv has its compiled ops and that one works, on the CPU and on the GPU."""
+    """Check whose ops mmcv has and that one works, on the CPU and on the GPU."""
     said, owners = facts.answers('mmcv'), facts.owners('mmcv')
     torch = facts.answers('torch')
     if 'mmcv' not in facts.probes or said.get('import'):
@@ -118,11 +118,14 @@ def check_ops(facts: Facts) -> Iterator[Diagnosis]:
         text += str(said['cuda'])
         yield problem('mmcv ops', text, fix, (*BELOW_MMCV, 'GPU'))
     else:
-        where = 'CPU and GPU' if torch.get('gpus') else 'CPU'
-        kind = 'are compiled'
+        computes = f'nms computes on {"CPU and GPU" if torch.get("gpus") else "CPU"}'
         if said.get('ops') == 'torchvision':
-            kind = "are torchvision's: those that our configs need; others raise when called"
-        yield ok('mmcv ops', f'{kind}; nms computes on {where}')
+            text = "are torchvision's: those that our configs need; others raise when called, and "
+            yield note('mmcv ops', f"{text}the command compiles mmcv's own; {computes}", fix)
+        else:
+            cuda = str(said.get('built_for'))
+            built = f'and CUDA {cuda}' if cuda[:1].isdigit() else 'alone'
+            yield ok('mmcv ops', f'are compiled for the CPU {built}; {computes}')
 
 
 def check_checkpoints(facts: Facts) -> Iterator[Diagnosis]:

@@ -69,13 +69,14 @@ def run_op(device):
 
 
 def probe_mmcv():
-    """Return whose ops mmcv has, and whether they work on CPU and GPU."""
+    """Return whose ops mmcv has, for which CUDA, and whether they work on CPU and GPU."""
     import torch
 
-    spec = importlib.util.find_spec('mmcv._ext')
+    spec, cpu = importlib.util.find_spec('mmcv._ext'), attempt(run_op, 'cpu')
     return {
         'ops': None if spec is None else 'torchvision' if spec.origin.endswith('.py') else 'mmcv',
-        'cpu': attempt(run_op, 'cpu'),
+        'built_for': None if cpu else sys.modules['mmcv.ops'].get_compiling_cuda_version(),
+        'cpu': cpu,
         'cuda': attempt(run_op, 'cuda') if torch.version.cuda else None,
     }
 

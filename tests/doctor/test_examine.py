@@ -348,6 +348,21 @@ def test_nothing_is_found_where_all_is_well(state):
     assert {diagnosis.status for diagnosis in diagnoses} <= set(STATUSES)
 
 
+@pytest.mark.parametrize(
+    ('answers', 'status', 'words', 'command'),
+    [
+        (dict(ops='mmcv', built_for='13.0'), 'ok', 'compiled for the CPU and CUDA 13.0', ''),
+        (dict(ops='mmcv', built_for='not available'), 'ok', 'compiled for the CPU alone', ''),
+        (dict(ops='torchvision', built_for='13.0'), 'note', "torchvision's", 'MMCV_WITH_OPS=1 '),
+    ],
+)
+def test_kinds_of_working_ops_are_told_apart(answers, status, words, command):
+    state = with_answer(FORK, 'mmcv', **answers)
+    (found,) = (diagnosis for diagnosis in examine(state) if diagnosis.about == 'mmcv ops')
+    assert found.status == status and words in found.text and 'computes on CPU' in found.text
+    assert command in found.command if command else not found.command
+
+
 @pytest.mark.parametrize('library', LIBRARIES)
 def test_missing_library_is_a_note_unless_it_is_needed(library):
     state = without(FORK, library)
