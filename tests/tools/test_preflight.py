@@ -131,6 +131,10 @@ def test_ops_are_compiled_for_what_is_there(torch_cuda, smi, nvcc, build, words,
 def test_a_gpu_without_the_nvcc_of_torch_gets_no_ops_for_the_cpu(nvcc, words, monkeypatch):
     answers = {'nvidia-smi': 'ok', 'nvcc': nvcc}
     monkeypatch.setattr(preflight, 'output_of', lambda command: answers[Path(command[0]).name])
-    match = f'needs an nvcc of CUDA 13; {words}(.|\n)*MMCV_WHEEL=(.|\n)*OPS=torchvision'
+    compiler = r"'cuda-toolkit\[nvcc,nvvm,crt,cccl\]==13\.0\.\*'.*docs/install\.md"
+    match = f'needs an nvcc of CUDA 13; {words}(.|\n)*{compiler}(.|\n)*MMCV_WHEEL=.*OPS=torchvision'
     with pytest.raises(SetupError, match=match):
         preflight.cuda_plan('13.0')
+    if not nvcc:
+        with pytest.raises(SetupError, match='CUDA toolkit 12 and set CUDA_HOME'):
+            preflight.cuda_plan('12.1')

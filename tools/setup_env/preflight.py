@@ -169,11 +169,14 @@ def cuda_plan(torch_cuda):
     major = torch_cuda.split('.')[0]
     if release is None or release.group(1) != major:
         has = f'nvcc {release.group(1)}' if release else 'no nvcc'
+        pip = f"'cuda-toolkit[nvcc,nvvm,crt,cccl]=={torch_cuda}.*' (docs/install.md)"
+        # Before CUDA 13 pip's distributions have no nvcc.
+        compiler = f', or its compiler with pip, {pip},' if int(major) >= 13 else ''
         raise SetupError(
             f'OPS=mmcv on this machine with a GPU needs an nvcc of CUDA {major}; {has} was found.\n'
-            f'  Install the CUDA toolkit {major} and set CUDA_HOME, name a compiled wheel '
-            "(MMCV_WHEEL=), or take torchvision's operations, which run on the GPU: make setup "
-            'OPS=torchvision'
+            f'  Install the CUDA toolkit {major}{compiler} and set CUDA_HOME;\n'
+            "  or name a compiled wheel (MMCV_WHEEL=); or take torchvision's "
+            'operations, which run on the GPU: make setup OPS=torchvision'
         )
     return True, 'CUDA ops, which is unproven: nobody has run this build of ours on a GPU yet.'
 
