@@ -1,8 +1,10 @@
 """Fixtures shared by the tests: a fixed seed and a thin backbone."""
 
+import functools
 import os
 from importlib.util import find_spec
 
+import mmengine.config.utils
 import pytest
 import torch
 
@@ -16,6 +18,9 @@ elif hasattr(torch.library, 'custom_op') and find_spec('triton'):
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Thin networks lose more to threads than they gain, most of all on a busy machine.
 torch.set_num_threads(1)
+
+# Each time a config inherits from one of MMDetection, MMEngine reads its hundred metafiles.
+mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
 
 THIN_ARCH = dict(
     base_channels=8,
