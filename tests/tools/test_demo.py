@@ -1,13 +1,18 @@
 """The demo's commands for real, on a few images: mim trains and tests each family."""
 
 import re
+import runpy
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from contnet_mm.datasets.demo import DemoOptions, make_demo_data
+from contnet_mm.doctor.facts import origin
 from tests.helpers import ROOT, run_python
 
 CONFIGS = sorted((ROOT / 'configs' / 'demo').glob('*.py'))
@@ -22,6 +27,12 @@ RESULTS = {
     'pspnet_contnet-ti-d8_demo-cityscapes': ['mIoU: '],
     'retinanet_contnet-ti_fpn_demo': [BOX_AP, 'coco/bbox_mAP: '],
 }
+# Copies of a process with threads, which load data otherwise, may take seconds to end.
+LOAD_HERE = {
+    f'{part}_dataloader.{key}': value
+    for part in ('train', 'val', 'test')
+    for key, value in (('num_workers', 0), ('persistent_workers', False))
+}
 
 
 @pytest.fixture(scope='module')
@@ -31,11 +42,39 @@ def folder(tmp_path_factory):
     return folder
 
 
-def mim(folder, *args):
-    result = run_python('-m', 'mim', *args, cwd=folder)
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-3000:]
+def words_of(output):
+    """Return the text of a log with single spaces, and none before a number in brackets."""
     return re.sub(r'\[ (?=\d)', '[', re.sub(r'[ \t]+', ' ', output))
+
+
+@pytest.fixture
+def mim(folder):
+    """Run a command of mim in new processes, as at a shell; return what it prints."""
+
+    def run(verb, library, *args, changes=()):
+        words = ['--cfg-options', *changes] if changes else []
+        result = run_python('-m', 'mim', verb, library, *args, *words, cwd=folder)
+        output = result.stdout + result.stderr
+        assert result.returncode == 0, output[-3000:]
+        return words_of(output)
+
+    return run
+
+
+@pytest.fixture
+def script(folder, monkeypatch, capfd):
+    """Run the script that mim runs, here, where the library is imported already."""
+    monkeypatch.chdir(folder)
+
+    def run(verb, library, *args, changes=()):
+        path = Path(origin(library)).parent / '.mim' / 'tools' / f'{verb}.py'
+        here = [f'{key}={value}' for key, value in LOAD_HERE.items()]
+        words = [path, *args, '--cfg-options', *here, *changes]
+        monkeypatch.setattr(sys, 'argv', [*map(str, words)])
+        runpy.run_path(str(path), run_name='__main__')
+        return words_of(''.join(capfd.readouterr()))
+
+    return run
 
 
 def options(config, length):
@@ -54,30 +93,31 @@ BY_MIM = [path for path in CONFIGS if path.stem.startswith(('contnet', 'pspnet',
 OTHERS = [path for path in CONFIGS if path not in BY_MIM]
 
 
+# A command of mim starts up to three processes, which import the library: one for each library.
 @pytest.mark.parametrize('path', BY_MIM, ids=lambda path: path.stem)
-def test_mim_trains_resumes_and_tests_from_an_unrelated_folder(path, folder):
+def test_mim_trains_resumes_and_tests_from_an_unrelated_folder(path, folder, mim, script):
     config = Config.fromfile(path)
     library, by_epoch = config.default_scope, config.default_scope != 'mmseg'
     work_dir = folder / 'work' / path.stem
 
-    def train(length):
-        batch = 'train_dataloader.batch_size=4'
-        return mim(
-            *(folder, 'train', library, str(path), '--work-dir', str(work_dir), '--resume'),
-            *('--cfg-options', batch, 'default_hooks.logger.interval=1', *options(config, length)),
-        )
+    def train(run, length):
+        changes = ['train_dataloader.batch_size=4', 'default_hooks.logger.interval=1']
+        changes += options(config, length)
+        return run('train', library, path, '--work-dir', work_dir, '--resume', changes=changes)
 
-    first = train(1)
+    first = train(script, 1)
     assert ('Epoch(train) [1][2/' if by_epoch else 'Iter(train) [2/2]') in first
-    second = train(2)
+    second = train(script if library == 'mmpretrain' else mim, 2)
     assert ('resumed epoch: 1' if by_epoch else 'iter: 2') in second
     assert ('Epoch(train) [1]' if by_epoch else 'Iter(train) [1/') not in second
+    assert ('Epoch(train) [2][2/' if by_epoch else 'Iter(train) [4/4]') in second
     checkpoint = work_dir / ('epoch_2.pth' if by_epoch else 'iter_4.pth')
-    test = ['test', library, str(path), '--checkpoint', str(checkpoint)]
-    if library == 'mmdet':
-        # After so few iterations no score reaches the config's threshold.
-        test += ['--cfg-options', 'model.test_cfg.score_thr=0.0']
-    tested = mim(folder, *test)
+    # After so few iterations no score reaches the detector's threshold.
+    changes = ['model.test_cfg.score_thr=0.0'] if library == 'mmdet' else []
+    if library == 'mmpretrain':
+        tested = mim('test', library, path, '--checkpoint', checkpoint, changes=changes)
+    else:
+        tested = script('test', library, path, checkpoint, changes=changes)
     for result in RESULTS[path.stem]:
         assert re.sub(' +', ' ', result) in tested
 
@@ -93,7 +133,7 @@ def test_the_other_detectors_train_and_are_evaluated(path, folder, monkeypatch, 
         f'model.test_cfg.{stage}max_per_img': 10,
     }
     config = Config.fromfile(path)
-    config.merge_from_dict({**options, 'work_dir': str(folder / 'work' / path.stem)})
+    config.merge_from_dict(options | LOAD_HERE | {'work_dir': str(folder / 'work' / path.stem)})
     runner = Runner.from_cfg(config)
     runner.train()
     metrics = runner.test()
