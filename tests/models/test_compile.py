@@ -175,29 +175,21 @@ def test_a_compiled_network_trains_and_predicts_in_bfloat16(counters):
 
 
 @needs_compiler
-def test_state_dicts_have_the_keys_of_an_eager_network(counters):
-    eager, compiled = build_pair()
-    compiled.eval()(torch.randn(1, 3, 40, 40))
-    assert counters['stats']['unique_graphs'] == 1
-    assert list(compiled.state_dict()) == list(eager.state_dict())
-    assert [n for n, _ in compiled.named_parameters()] == [n for n, _ in eager.named_parameters()]
-    eager.load_state_dict(compiled.state_dict())
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    'twin_of', [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=['copy', 'pickle']
-)
-def test_copies_are_compiled_as_well(counters, twin_of):
-    net = build(compile=True).eval()
+def test_copies_are_compiled_as_well_and_state_dicts_have_the_keys_of_an_eager_network(counters):
+    eager, net = (net.eval() for net in build_pair())
     x = torch.randn(1, 3, 40, 50)
     with torch.no_grad():
         expected = net(x)
-        twin = twin_of(net)
-        torch._dynamo.reset()
-        counters.clear()
-        assert_same(twin(x), expected, tolerance=1e-6)
-    assert counters['stats']['unique_graphs'] == 1
+        assert counters['stats']['unique_graphs'] == 1
+        for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            torch._dynamo.reset()
+            counters.clear()
+            assert_same(twin(x), expected, tolerance=1e-6)
+            assert counters['stats']['unique_graphs'] == 1
+            assert list(twin.state_dict()) == list(net.state_dict()) == list(eager.state_dict())
+    names, others = ([name for name, _ in each.named_parameters()] for each in (eager, net))
+    assert names == others
+    eager.load_state_dict(net.state_dict())
 
 
 def test_an_eager_network_and_its_copies_are_not_compiled():
@@ -242,22 +234,19 @@ def slopes(net, x):
     ],
     ids=str,
 )
-def test_dropout_is_the_same_forward_and_backward(counters, kwargs):
+def test_dropout_follows_the_seed_and_is_the_same_forward_and_backward(counters, kwargs):
     net = build(DROPPING, position='relative', compile=True, **kwargs).double().train()
-    slope, difference = slopes(net, torch.randn(2, 3, 61, 83, dtype=torch.float64))
-    torch.testing.assert_close(slope, difference, rtol=1e-4, atol=1e-8)
-
-
-@needs_compiler
-def test_dropout_follows_the_seed(counters):
-    net = build(DROPPING, norm_eval=True, compile=True).train()
-    x = torch.randn(2, 3, 61, 83)
+    x = torch.randn(2, 3, 61, 83, dtype=torch.float64)
+    buffers = len([*net.buffers()])  # statistics, which go on from step to step
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        results.append(step(net, x))
+        results.append(step(net, x)[: -buffers or None])
     assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
     assert not torch.equal(results[0][0], results[2][0])
+    slope, difference = slopes(net, x)
+    torch.testing.assert_close(slope, difference, rtol=1e-4, atol=1e-8)
+    assert counters['stats']['unique_graphs'] == 1
 
 
 @needs_compiler
@@ -361,7 +350,7 @@ def test_fused_kernels_need_no_graph_for_each_size(counters):
     eager, compiled = build_pair(fused=True)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     eager, compiled = eager.to(device), compiled.to(device)
-    for height, width in ((33, 41), (45, 39), (38, 50)):
+    for height, width in ((33, 41), (45, 39)):
         x = torch.randn(1, 3, height, width, device=device)
         assert_same(step(compiled, x), step(eager, x), 1e-4)
     assert counters['stats']['unique_graphs'] == 1
