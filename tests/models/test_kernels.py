@@ -71,9 +71,11 @@ def check(encoders, x, tolerance=1e-4):
         assert error <= tolerance * scale + 1e-12, f'{name}: {error:.2g} of {scale:.2g}'
 
 
-@pytest.mark.parametrize('pre_norm', [False, True])
-@pytest.mark.parametrize('position', POSITIONS)
-@pytest.mark.parametrize('heads', [1, 2])
+# Each value of each option with each of another.
+@pytest.mark.parametrize(
+    ('position', 'pre_norm', 'heads'),
+    [('absolute', False, 1), ('absolute', True, 2), ('relative', False, 2), ('relative', True, 1)],
+)
 def test_kernels_give_values_and_gradients_of_the_portable_path(position, pre_norm, heads):
     encoders = make_encoders(heads=heads, position=position, pre_norm=pre_norm)
     check(encoders, torch.randn(2, 16, 3, 5, device=DEVICE))
@@ -83,7 +85,7 @@ def test_kernels_give_values_and_gradients_of_the_portable_path(position, pre_no
 @given(
     batch=st.integers(0, 2),
     height=st.integers(1, 5),
-    width=st.integers(1, 5),
+    width=st.integers(1, 3),
     windows=st.sampled_from([(2, 4), (3, 3), (4, 2), (1, 3)]),
     qkv_bias=st.booleans(),
     position=st.sampled_from(POSITIONS),
@@ -158,12 +160,14 @@ def test_map_and_weights_of_different_dtypes_are_refused():
 
 
 def test_maps_in_any_memory_are_taken():
-    encoders = make_encoders(windows=(2, 2))
-    x = torch.randn(2, 16, 5, 3, device=DEVICE)
+    encoders = make_encoders(windows=(2, 2)).requires_grad_(False)
+    x = torch.randn(2, 16, 3, 2, device=DEVICE)
     last = x.contiguous(memory_format=torch.channels_last)
-    strided = torch.randn(2, 16, 10, 6, device=DEVICE)[:, :, ::2, ::2].copy_(x)
+    strided = torch.randn(2, 16, 6, 4, device=DEVICE)[:, :, ::2, ::2].copy_(x)
+    expected = encode(encoders, x)
     for other in (last, strided, x.transpose(2, 3).contiguous().transpose(2, 3)):
-        torch.testing.assert_close(encode(encoders, other), encode(encoders, x), rtol=0, atol=0)
+        assert other.stride() != x.stride()
+        torch.testing.assert_close(encode(encoders, other), expected, rtol=0, atol=0)
 
 
 def arguments(name, position='absolute', pre_norm=False, strided=False):
@@ -354,7 +358,7 @@ def test_checkpointing_leaves_the_gradients_as_they_are(thin_arch):
     grads = []
     for with_cp in (False, True):
         torch.manual_seed(0)
-        net = ConTNet(thin_arch, fused=True, with_cp=with_cp).to(DEVICE)
+        net = ConTNet(thin_arch, fused=True, with_cp=with_cp, out_indices=(0,)).to(DEVICE)
         sum(out.square().mean() for out in net(x)).backward()
         grads.append([p.grad for p in net.parameters() if p.grad is not None])
     for a, b in zip(*grads, strict=True):
