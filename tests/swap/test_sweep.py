@@ -26,7 +26,6 @@ SAMPLE = [
     'mmdet::hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py',
     'mmdet::pvt/retinanet_pvt-t_fpn_1x_coco.py',
     'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
-    'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py',
     'mmdet::yolo/yolov3_d53_8xb8-320-273e_coco.py',
     'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
     'mmdet::rtmdet/rtmdet-ins_s_8xb32-300e_coco.py',
