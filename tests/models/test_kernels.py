@@ -190,14 +190,14 @@ def arguments(name, position='absolute', pre_norm=False, strided=False):
     absolute = position == 'absolute'
     table = tensor(4, 8) if absolute else None
     bias = None if absolute else tensor(2, 4, 4)
-    x, qkv_weight, qkv_bias = tensor(1, 3, 5, 8), tensor(24, 8), tensor(24) if absolute else None
+    x, qkv_weight, qkv_bias = tensor(1, 2, 3, 8), tensor(24, 8), tensor(24) if absolute else None
     weight, proj_bias, gamma, beta = tensor(8, 8), tensor(8), tensor(8), tensor(8)
     first = x, table, bias, qkv_weight, qkv_bias, weight
     forward = *first, proj_bias, gamma, beta, 1e-5, 2, 2, pre_norm, True
     if 'backward' not in name:
         return forward
     saved = attention.fused_attention(*forward)[1:]
-    return tensor(1, 3, 5, 8), *first, gamma, beta, *saved, 2, 2, pre_norm
+    return tensor(1, 2, 3, 8), *first, gamma, beta, *saved, 2, 2, pre_norm
 
 
 OPERATORS = ('fused_mlp', 'fused_mlp_backward', 'fused_attention', 'fused_attention_backward')
