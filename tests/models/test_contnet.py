@@ -286,19 +286,15 @@ def test_dropout_acts_in_training_only(thin_arch):
 
 @pytest.mark.skipif(not HAS_CUSTOM_OPS, reason='torch before 2.4 traces all windows for minutes')
 @pytest.mark.parametrize(('position', 'size'), [('absolute', (64, 64)), ('relative', (45, 99))])
-def test_a_whole_network_can_be_compiled_and_exported(thin_arch, size, position):
+def test_a_whole_network_can_be_compiled(thin_arch, size, position):
     net = ConTNet(thin_arch, position=position).eval()
     x = torch.randn(1, 3, *size)
     with torch.no_grad():
         plain = net(x)
         # Not as one graph: layouts are made outside of it, which is what Stages.compile does.
         compiled = torch.compile(net, backend='eager')(x)
-        exported = (
-            torch.export.export(net, (x,)).module()(x) if hasattr(torch.export, 'export') else plain
-        )
-    for maps in (compiled, exported):
-        for a, b in zip(maps, plain, strict=True):  # which is computed a few windows at a time
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for a, b in zip(compiled, plain, strict=True):  # which is computed a few windows at a time
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_the_backbone_can_be_pickled_and_copied(thin_arch):
