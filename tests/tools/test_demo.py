@@ -35,6 +35,13 @@ LOAD_HERE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays(monkeypatch):
+    # A Runner sets the default scope for good, the libraries' scripts an environment variable.
+    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
+    monkeypatch.setenv('LOCAL_RANK', '0')
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('unrelated')
