@@ -9,9 +9,9 @@ from contnet_mm import ConTNet
 
 
 class TinyClassifier(BaseModel):
-    def __init__(self, arch):
+    def __init__(self, arch, **options):
         super().__init__()
-        self.backbone = ConTNet(arch)
+        self.backbone = ConTNet(arch, **options)
         self.head = nn.Linear(self.backbone.out_channels[-1], 2)
 
     def forward(self, inputs, labels, mode='tensor'):
@@ -19,11 +19,11 @@ class TinyClassifier(BaseModel):
         return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits
 
 
-def train_briefly(work_dir, arch):
+def train_briefly(work_dir, arch, options=(), **runner_cfg):
     """Train for two iterations; return the path of the checkpoint that the Runner wrote."""
     data = [dict(inputs=torch.randn(3, 40, 48), labels=i % 2) for i in range(4)]
     runner = Runner(
-        model=TinyClassifier(arch),
+        model=TinyClassifier(arch, **dict(options)),
         work_dir=str(work_dir),
         train_dataloader=dict(
             dataset=data,
@@ -36,6 +36,7 @@ def train_briefly(work_dir, arch):
         default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
         log_level='WARNING',
         experiment_name=work_dir.name,
+        **runner_cfg,
     )
     runner.train()
     return work_dir / 'epoch_1.pth'

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from contnet_mm.apis.convert import convert_file
+from contnet_mm.checkpoint.options import UNTOLD
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -24,11 +25,13 @@ def make_parser() -> argparse.ArgumentParser:
         action='store_true',
         help='write official keys, with the classifier if there is one',
     )
-    parser.add_argument(
-        '--avg-down',
-        action='store_true',
-        help='note that the network was trained with avg_down=True, where the file does not tell',
-    )
+    for option in UNTOLD:
+        parser.add_argument(
+            f'--{option.replace("_", "-")}',
+            action=argparse.BooleanOptionalAction,
+            help=f'record that the network was trained with or without {option}; yours to say '
+            'where the file does not tell, and stronger than what it tells',
+        )
     parser.add_argument('--overwrite', action='store_true', help='replace the target')
     return parser
 
@@ -38,8 +41,10 @@ def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
     layout = 'classifier' if args.classifier else 'official' if args.to_official else 'backbone'
+    given = {option: getattr(args, option) for option in UNTOLD}
+    stated = {option: value for option, value in given.items() if value is not None}
     try:
-        lines = convert_file(args.source, args.target, layout, args.avg_down, args.overwrite)
+        lines = convert_file(args.source, args.target, layout, args.overwrite, stated)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
     print('\n'.join(lines))

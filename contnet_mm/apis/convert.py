@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from contnet_mm.checkpoint.load import check_coverage, find_backbone, find_tensors, prove_avg_down
+from contnet_mm.checkpoint.load import check_coverage, find_backbone, find_tensors
 from contnet_mm.checkpoint.official_keys import convert_official, convert_to_official, is_official
+from contnet_mm.checkpoint.options import RECORD, UNTOLD, make_record
 from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.write import check_suffix, encode_checkpoint
+from contnet_mm.models.arch import resolve_arch
 from contnet_mm.models.contnet import ConTNet
 from contnet_mm.models.infer_arch import infer_arch
 from contnet_mm.utils.files import write_file
@@ -34,8 +36,8 @@ class Network:
         layout: A key of ``LAYOUTS``, or ``'detector or other'``.
         backbone: Tensors by our names.
         head: ``weight`` [classes, C] and ``bias`` [classes] of the classifier, as far as given.
-        options: Arguments of ConTNet that the file tells.
-        avg_down_proof: What proves that it was trained with ``avg_down=True``, or None.
+        options: Arguments of ConTNet that keys and shapes tell.
+        record: The rest, as far as it is recorded; see :mod:`contnet_mm.checkpoint.options`.
         out_channels: Channels C of the last map.
         num_others: Number of further tensors in the file.
     """
@@ -44,25 +46,19 @@ class Network:
     backbone: Mapping[str, Tensor]
     head: Mapping[str, Tensor]
     options: Mapping[str, object]
-    avg_down_proof: str | None
+    record: Mapping[str, Mapping]
     out_channels: int
     num_others: int
 
     def report(self) -> list[str]:
-        """Say what was read, and what no file or this file does not tell."""
+        """Say what was read, and what keys and shapes tell."""
         classes = f', classifier of {len(self.head["weight"])} classes' if self.has_head() else ''
         others = f', {self.num_others} tensors of other parts' if self.num_others else ''
         options = ', '.join(f'{name} {value}' for name, value in self.options.items())
-        proof = self.avg_down_proof
-        untold = ['pre_norm'] if proof else ['pre_norm', 'avg_down']
-        if not isinstance(self.options['arch'], str):
-            untold += ['drop_rates', 'last_drop_rate']
-            untold += ['num_heads'] * (self.options['position'] == 'absolute')
         return [
             f'read: {LAYOUTS.get(self.layout, self.layout)}; backbone of {len(self.backbone)} '
             f'tensors{classes}{others}',
-            f'told by keys and shapes: {options}' + (f', avg_down True ({proof})' if proof else ''),
-            f'not told, yours to say in the config: {", ".join(untold)}',
+            f'told by keys and shapes: {options}',
         ]
 
     def has_head(self) -> bool:
@@ -81,7 +77,8 @@ def read_network(path: str | Path) -> Network:
             :func:`~contnet_mm.checkpoint.read.read_checkpoint`, like all other errors.
     """
     content = read_checkpoint(path)
-    tensors, found = find_tensors(content, str(path)), find_backbone(content, str(path))
+    tensors = find_tensors(content, str(path))
+    found, record = find_backbone(content, str(path))
     official = is_official(found)
     holder, prefix = (found, 'fc.') if official else (tensors, 'head.fc.')
     head = {key[len(prefix) :]: value for key, value in holder.items() if key.startswith(prefix)}
@@ -97,7 +94,7 @@ def read_network(path: str | Path) -> Network:
         backbone=backbone,
         head=head,
         options=options,
-        avg_down_proof=prove_avg_down(content, found),
+        record=record,
         out_channels=net.out_channels[-1],
         num_others=num_others,
     )
@@ -107,8 +104,8 @@ def convert_file(
     source: str | Path,
     target: str | Path,
     layout: str = 'backbone',
-    avg_down: bool = False,
     overwrite: bool = False,
+    stated: Mapping[str, bool] | None = None,
 ) -> list[str]:
     """Write the ConTNet of one checkpoint file into another, in another layout or kind of file.
 
@@ -116,8 +113,8 @@ def convert_file(
         source: The file to read.
         target: The file to write, ``.pth``, ``.pt`` or ``.safetensors``.
         layout: A key of ``LAYOUTS``. The official layout takes the classifier along, if any.
-        avg_down: Note that the network was trained with it, where the file does not tell.
         overwrite: Replace ``target`` if it exists.
+        stated: What you know of the options in ``UNTOLD``; it wins over all that the file tells.
 
     Returns:
         Lines about what was read and written.
@@ -151,15 +148,56 @@ def convert_file(
         )
     if layout == 'classifier' and not network.head:
         raise ValueError(f'{source} holds no classifier, so that only its backbone can be written')
-    avg_down = avg_down or network.avg_down_proof is not None
+    record, lines = complete_record(network, stated or {})
+    avg_down = record['options'].get('avg_down', False)
     state_dict = rename_tensors(network.backbone, network.head, layout, avg_down)
+    name = 'backbone' if layout == 'classifier' else ''
+    state_dict._metadata = OrderedDict({name: {RECORD: record}})
     meta = {'converted_from': Path(source).name, 'contnet_mm_version': __version__}
-    if avg_down:  # our names do not tell; the loader reads this
-        meta['contnet'] = {'avg_down': True}
     data = encode_checkpoint(state_dict, None if layout == 'official' else meta, suffix)
     write_file(target, data)
     written = f'wrote {target}: {LAYOUTS[layout]}, {len(state_dict)} tensors'
-    return [*network.report(), written + (', of avg_down=True' if avg_down else '')]
+    return [*network.report(), *lines, written]
+
+
+def complete_record(
+    network: Network, stated: Mapping[str, bool]
+) -> tuple[dict[str, dict], list[str]]:
+    """Bring together all that is known of a network's options.
+
+    Args:
+        network: What was read.
+        stated: What the user says, by names in ``UNTOLD``.
+
+    Returns:
+        The record to write, and lines about where its options come from.
+
+    Raises:
+        ValueError: If ``stated`` names another option.
+    """
+    if not set(stated) <= set(UNTOLD):
+        raise ValueError(f'stated options must be of {[*UNTOLD]}, got {dict(stated)}')
+    told = {name: network.options[name] for name in ('position', 'qkv_bias', 'deep_stem')}
+    arch = resolve_arch(network.options['arch'])
+    geometry = {'window_sizes': arch['window_sizes'], **network.record['geometry']}
+    recorded = {k: v for k, v in network.record['options'].items() if k in UNTOLD}
+    inferred = {k: v for k, v in network.record['inferred'].items() if k not in stated}
+    lines = [
+        _list_options('recorded in the file', recorded),
+        _list_options('stated by you', stated),
+    ]
+    known = {**recorded, **stated}
+    untold = [name for name in UNTOLD if name not in known]
+    if not isinstance(network.options['arch'], str):
+        untold += ['drop_rates', 'last_drop_rate']
+        untold += ['num_heads'] * (network.options['position'] == 'absolute')
+    if untold:
+        lines.append(f'not told, yours to say in the config: {", ".join(untold)}')
+    return make_record({**told, **known}, geometry, inferred), [line for line in lines if line]
+
+
+def _list_options(source: str, options: Mapping[str, bool]) -> str:
+    return f'{source}: ' + ', '.join(f'{k} {v}' for k, v in options.items()) if options else ''
 
 
 def rename_tensors(

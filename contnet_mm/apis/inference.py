@@ -14,9 +14,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
 from contnet_mm.apis.config import datasets_of, read_config
-from contnet_mm.checkpoint.load import NUM_LISTED, check_avg_down, find_tensors
+from contnet_mm.checkpoint.load import NUM_LISTED, find_tensors
 from contnet_mm.checkpoint.read import read_checkpoint
-from contnet_mm.models.contnet import ConTNet
 from contnet_mm.utils.errors import first_line
 from contnet_mm.utils.files import write_file
 
@@ -193,14 +192,13 @@ def _load_weights(model: nn.Module, content: object, checkpoint: str | Path) -> 
     state_dict = find_tensors(content, str(checkpoint))
     if not state_dict:
         raise ValueError(f'{checkpoint} holds no state dict; give a checkpoint of the whole model')
-    for net in model.modules():
-        if isinstance(net, ConTNet):
-            check_avg_down(content, state_dict, net.avg_down, str(checkpoint))
     try:
         missing, unexpected = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1 : NUM_LISTED + 1]]
         raise ValueError(f'{checkpoint} does not fit the config: {" ".join(reasons)}') from error
+    except ValueError as error:  # other options
+        raise ValueError(f'{checkpoint} does not fit the config: {error}') from error
     surplus = (
         f'{len(unexpected)} of its {len(state_dict)} tensors are not in the model, the first are '
         + ', '.join(unexpected[:NUM_LISTED])

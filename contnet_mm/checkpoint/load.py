@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from contnet_mm.checkpoint.official_keys import AVG_DOWN, convert_official, is_official
+from contnet_mm.checkpoint.options import RECORD, find_record, make_record, strip_wrappers
 from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.sources import fetch_command
 
@@ -45,15 +46,17 @@ def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) 
             'To train without it set init_cfg=None and freeze nothing (frozen_stages=-1, '
             'norm_eval=False)'
         ) from error
-    state_dict = find_backbone(content, checkpoint, prefix)
+    state_dict, record = find_backbone(content, checkpoint, prefix)
     official = is_official(state_dict)
-    if hasattr(net, 'avg_down'):  # a part of a backbone may have no such shortcut
-        check_avg_down(content, state_dict, net.avg_down, checkpoint)
     if official:
         state_dict = convert_official(state_dict)
     state_dict, resized = resize_positions(state_dict, net.state_dict())
     matched = check_coverage(state_dict, net, checkpoint)
-    net.load_state_dict(matched, strict=False)
+    matched._metadata = OrderedDict({'': {RECORD: record}})
+    try:
+        net.load_state_dict(matched, strict=False)
+    except ValueError as error:  # the options differ
+        raise ValueError(f'{checkpoint}: {error}') from error
     for line in resized:
         print_log(line, 'current')
     print_log(
@@ -65,8 +68,10 @@ def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) 
 
 def find_backbone(
     content: object, checkpoint: str, prefix: str | None = None
-) -> OrderedDict[str, Tensor]:
+) -> tuple[OrderedDict[str, Tensor], dict[str, dict]]:
     """Return the tensors of the backbone in a checkpoint, by its own or official keys.
+
+    The record of its options is returned too, an empty one where there is none.
 
     Args:
         content: What :func:`~contnet_mm.checkpoint.read.read_checkpoint` returned.
@@ -80,7 +85,7 @@ def find_backbone(
     if prefix is None:
         prefix = 'backbone.' if any(key.startswith('backbone.') for key in tensors) else ''
     elif prefix:
-        prefix = _strip(f'{prefix.rstrip(".")}.')
+        prefix = strip_wrappers(f'{prefix.rstrip(".")}.')
     backbone = OrderedDict(
         (key[len(prefix) :], value) for key, value in tensors.items() if key.startswith(prefix)
     )
@@ -90,11 +95,13 @@ def find_backbone(
             f'the first keys are {[*(tensors or content)][:NUM_LISTED]}; where it is deeper '
             'inside, give its prefix in init_cfg'
         )
-    return backbone
+    return backbone, find_record(tensors._metadata, prefix) or make_record({})
 
 
-def find_tensors(content: object, checkpoint: str) -> dict[str, Tensor]:
+def find_tensors(content: object, checkpoint: str) -> OrderedDict[str, Tensor]:
     """Return all tensors of a checkpoint, by keys without the prefixes of DDP and torch.compile.
+
+    Its ``_metadata`` has a record of ConTNet's options as far as the file tells any.
 
     Args:
         content: What :func:`~contnet_mm.checkpoint.read.read_checkpoint` returned: a state dict, or
@@ -104,17 +111,39 @@ def find_tensors(content: object, checkpoint: str) -> dict[str, Tensor]:
     Raises:
         ValueError: If it held no state dict.
     """
+    state_dict = _find_state_dict(content, checkpoint)
+    tensors = OrderedDict(
+        (strip_wrappers(str(key)), value)
+        for key, value in state_dict.items()
+        if isinstance(value, Tensor)
+    )
+    metadata = getattr(state_dict, '_metadata', None)
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    tensors._metadata = OrderedDict(
+        (name, dict(local)) for name, local in metadata.items() if isinstance(local, Mapping)
+    )
+    recorded = any(RECORD in local for local in tensors._metadata.values())
+    if not recorded and _proves_avg_down(content, tensors):
+        whole = tensors._metadata.setdefault('', {})
+        whole[RECORD] = make_record({'avg_down': True})
+    return tensors
+
+
+def _proves_avg_down(content: object, tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether an official key, or the note of an early converter in ``meta``, proves it."""
+    for name in ('meta', 'contnet'):
+        content = content.get(name) if isinstance(content, Mapping) else None
+    noted = isinstance(content, Mapping) and content.get('avg_down') is True
+    return noted or any(AVG_DOWN.search(key) for key in tensors)
+
+
+def _find_state_dict(content: object, checkpoint: str) -> Mapping:
     if not isinstance(content, Mapping):
         raise ValueError(f'{checkpoint} holds a {type(content).__name__}, not a state dict')
     for key in ('state_dict', 'model'):
         if isinstance(content.get(key), Mapping):
-            return find_tensors(content[key], checkpoint)
-    return {_strip(str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def _strip(key: str) -> str:
-    """Remove what DDP and torch.compile add to a key."""
-    return re.sub(r'(^|\.)(?:(?:module|_orig_mod)\.)+', r'\1', key)
+            return _find_state_dict(content[key], checkpoint)
+    return content
 
 
 def resize_positions(
@@ -229,47 +258,3 @@ def infer_settings(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
         'position': 'relative' if relative else 'absolute',
         'deep_stem': 'stem.conv.weight' not in state_dict,
     }
-
-
-def prove_avg_down(content: object, state_dict: Mapping[str, Tensor]) -> str | None:
-    """Return what proves that a backbone was trained with ``avg_down=True``, in words.
-
-    That is an official key, or the note that our converter leaves in ``meta``. None if there is no
-    proof, which does not prove the opposite.
-
-    Args:
-        content: What the file held.
-        state_dict: The backbone's tensors in it.
-    """
-    key = next((f'its key {key}' for key in state_dict if AVG_DOWN.fullmatch(key)), None)
-    for name in ('meta', 'contnet'):
-        content = content.get(name) if isinstance(content, Mapping) else None
-    noted = isinstance(content, Mapping) and content.get('avg_down') is True
-    return key or ('the note in its meta' if noted else None)
-
-
-def check_avg_down(
-    content: object, state_dict: Mapping[str, Tensor], avg_down: bool, checkpoint: str
-) -> None:
-    """Check ``avg_down`` of a backbone against a file; log where the file does not tell.
-
-    Args:
-        content: What the file held.
-        state_dict: The backbone's tensors in it.
-        avg_down: As the backbone was built.
-        checkpoint: Name of the file, for errors.
-
-    Raises:
-        ValueError: If the file proves that it is wrong.
-    """
-    proof = prove_avg_down(content, state_dict)
-    if proof and not avg_down:
-        raise ValueError(
-            f'{checkpoint} was trained with avg_down=True, as {proof} shows; set avg_down=True'
-        )
-    if avg_down and not proof and is_official(state_dict):
-        print_log(
-            f'{checkpoint}: its keys do not tell whether it was trained with avg_down=True; '
-            'loaded as told',
-            'current',
-        )

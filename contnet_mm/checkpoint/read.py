@@ -21,7 +21,7 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
-from contnet_mm.checkpoint.write import import_safetensors
+from contnet_mm.checkpoint.write import MODULES, import_safetensors
 from contnet_mm.utils.errors import first_line
 
 
@@ -147,8 +147,12 @@ def _reason(error: Exception) -> str:
 def _load_safetensors(file: Path) -> dict[str, object]:
     with import_safetensors().safe_open(str(file), 'pt') as content:
         meta = json.loads((content.metadata() or {}).get('meta', '{}'))
+        meta = meta if isinstance(meta, dict) else {}
         tensors = OrderedDict((key, content.get_tensor(key)) for key in [*content.keys()])
-        return dict(meta=meta if isinstance(meta, dict) else {}, state_dict=tensors)
+        metadata = meta.pop(MODULES, None)
+        if isinstance(metadata, dict):
+            tensors._metadata = OrderedDict(metadata)
+        return dict(meta=meta, state_dict=tensors)
 
 
 def _load(file: Path) -> object:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 SUFFIXES = ('.pth', '.pt', '.safetensors')
+# Beside the meta in .safetensors: what torch keeps per module as an attribute of the state dict.
+MODULES = 'state_dict_metadata'
 
 
 def encode_checkpoint(
@@ -20,7 +22,7 @@ def encode_checkpoint(
     """Return the bytes of a checkpoint file; one version of torch repeats them.
 
     Args:
-        state_dict: Tensors by name.
+        state_dict: Tensors by name. Its ``_metadata``, where there is one, is kept.
         meta: Plain values to keep beside them, as MMEngine does; None keeps the state dict alone.
         suffix: One of ``SUFFIXES``: the kind of file.
 
@@ -37,12 +39,15 @@ def encode_checkpoint(
         (key, value.detach().clone(memory_format=torch.contiguous_format))
         for key, value in state_dict.items()
     )
+    # Versions of the modules, which some modules look at, and the options of ConTNet.
+    metadata = getattr(state_dict, '_metadata', None)
     if suffix == '.safetensors':
+        extra = {} if metadata is None else {MODULES: metadata}
         # One entry, since several are written in an order that changes from run to run.
-        metadata = None if meta is None else {'meta': json.dumps(meta, sort_keys=True)}
-        return import_safetensors().torch.save(tensors, metadata)
-    if hasattr(state_dict, '_metadata'):  # versions of the modules, which some modules look at
-        tensors._metadata = state_dict._metadata
+        text = json.dumps({**(meta or {}), **extra}, sort_keys=True)
+        return import_safetensors().torch.save(tensors, {'meta': text})
+    if metadata is not None:
+        tensors._metadata = metadata
     stream = io.BytesIO()  # written to a file, the archive would hold the file's name
     torch.save(tensors if meta is None else dict(meta=dict(meta), state_dict=tensors), stream)
     return stream.getvalue()

@@ -172,6 +172,16 @@ class ConTNet(PretrainedModule):
             qkv_bias=check_flag('qkv_bias', qkv_bias),
             fused=check_flag('fused', fused),
         )
+        self._options = dict(
+            position=position,
+            pre_norm=pre_norm,
+            qkv_bias=qkv_bias,
+            avg_down=avg_down,
+            deep_stem=deep_stem,
+        )
+        self._geometry = dict(
+            strides=self.strides, dilations=self.dilations, window_sizes=arch['window_sizes']
+        )
         stages = [self._build_stage(i, arch, shared) for i in range(self.out_indices[-1] + 1)]
         self.stages = Stages(stages, self.out_indices, compile)
         self.apply(_init_module)

@@ -70,6 +70,8 @@ class ConTLayer(PretrainedModule):
             norm_cfg=norm_cfg,
             with_cp=with_cp,
         )
+        self._options = {k: whole._options[k] for k in ('position', 'pre_norm', 'qkv_bias')}
+        self._geometry = dict(stride=stride, window_sizes=whole._geometry['window_sizes'])
         conv = whole.stages[2][-1].conv
         self.in_channels, self.out_channels = conv.in_channels, whole.out_channels[-1]
         # Dicts instead of lists keep the names of the whole network.

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit, initialize
 
 from contnet_mm.checkpoint.load import load_pretrained
+from contnet_mm.checkpoint.options import (
+    RECORD,
+    compare_options,
+    find_record,
+    make_record,
+    metadata_being_loaded,
+)
 from contnet_mm.utils.checks import check_flag
 
 
 class PretrainedModule(BaseModule):
     """A ConTNet or a part of one; tensors of a part have the names that they have in the whole.
+
+    State dicts carry a record of its options in their metadata, and loading compares them.
 
     Args:
         norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.models.blocks.build_norm`.
@@ -31,6 +42,9 @@ class PretrainedModule(BaseModule):
         _list_init_cfgs(init_cfg)
         self.norm_cfg, self.norm_eval = norm_cfg, check_flag('norm_eval', norm_eval)
         self._weights_loaded = False
+        # Constructors fill these; see contnet_mm.checkpoint.options.
+        self._options: dict[str, object] = {}
+        self._geometry: dict[str, object] = {}
 
     def owns_key(self, key: str) -> bool:
         """Tell whether a key of the whole network belongs to a part that is built here."""
@@ -81,11 +95,24 @@ class PretrainedModule(BaseModule):
                 if hasattr(module, 'running_mean'):  # mmcv's batch norms are no torch ones
                     module.eval()
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, '_metadata', None)  # a dict of the caller's has none
+        if metadata is not None:
+            local = metadata.setdefault(prefix[:-1], {})
+            local[RECORD] = make_record(self._options, self._geometry)
+
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: Mapping, *args
+    ) -> None:
         # Every way to load weights comes through here, MMEngine's `load_from` included.
         if any(prefix + name in state_dict for name, _ in self.named_parameters()):
+            # Raises at once: an error that is handed back is a mere warning to MMEngine.
+            record = find_record(metadata_being_loaded() or {prefix[:-1]: local_metadata}, prefix)
+            for line in compare_options(record, self._options, self._geometry):
+                print_log(f'{type(self).__name__}: {line}', 'current')
             self._weights_loaded = True
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 def _list_init_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:

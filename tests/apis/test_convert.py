@@ -164,7 +164,7 @@ def test_the_report_tells_what_the_file_tells_and_what_it_does_not(tmp_path, sou
     assert 'official network' in read and 'classifier of 1000 classes' in read
     assert f'{len(ConTNet("Ti").state_dict())} tensors' in read
     assert 'arch tiny' in told and 'position absolute' in told and 'deep_stem False' in told
-    assert untold.endswith('pre_norm, avg_down')
+    assert untold.endswith('avg_down, pre_norm')
     assert 'head.fc' in written
 
 
@@ -175,17 +175,45 @@ def test_a_proof_of_avg_down_outlives_the_official_keys(tmp_path):
             pytest.importorskip('safetensors')
         ours = tmp_path / f'ours{suffix}'
         lines = convert_file(tmp_path / 'official.pth', ours)
-        assert 'avg_down True' in lines[1] and 'avg_down' not in lines[2]
+        assert lines[2] == 'recorded in the file: avg_down True'
+        assert lines[3].endswith('config: pre_norm')
         options = backbone_options(META['S'])
         load_pretrained(ConTNet(**options), str(ours))
-        with pytest.raises(ValueError, match='the note in its meta shows; set avg_down=True'):
+        with pytest.raises(ValueError, match='set avg_down=True'):
             load_pretrained(ConTNet(**{**options, 'avg_down': False}), str(ours))
 
 
-def test_avg_down_is_noted_when_the_user_says_so(tmp_path, source):
-    convert_file(source, tmp_path / 'ours.pth', avg_down=True)
+@pytest.mark.parametrize('layout', ['backbone', 'classifier'])
+def test_what_the_user_states_is_recorded(tmp_path, source, layout):
+    stated = dict(avg_down=True, pre_norm=False)
+    lines = convert_file(source, tmp_path / 'ours.pth', layout, stated=stated)
+    assert 'stated by you: avg_down True, pre_norm False' in lines
+    load_pretrained(ConTNet('Ti', avg_down=True), str(tmp_path / 'ours.pth'))
     with pytest.raises(ValueError, match='set avg_down=True'):
         load_pretrained(ConTNet('Ti'), str(tmp_path / 'ours.pth'))
+
+
+def test_what_the_user_states_wins_over_the_file(tmp_path, thin_arch):
+    net = ConTNet(thin_arch, avg_down=True)
+    torch.save(net.state_dict(), tmp_path / 'ours.pth')
+    convert_file(tmp_path / 'ours.pth', tmp_path / 'official.pth', 'official')
+    convert_file(tmp_path / 'official.pth', tmp_path / 'other.pth', stated={'avg_down': False})
+    load_pretrained(ConTNet(thin_arch), str(tmp_path / 'other.pth'))
+    with pytest.raises(ValueError, match='set avg_down=True'):
+        load_pretrained(ConTNet(thin_arch), str(tmp_path / 'official.pth'))
+
+
+def test_only_what_keys_do_not_tell_can_be_stated(tmp_path, source):
+    with pytest.raises(ValueError, match="'deep_stem': True"):
+        convert_file(source, tmp_path / 'ours.pth', stated={'deep_stem': True})
+
+
+def test_a_note_of_an_early_converter_still_counts(tmp_path, thin_arch):
+    content = dict(state_dict=dict(ConTNet(thin_arch).state_dict()), meta={})
+    content['meta']['contnet'] = {'avg_down': True}
+    torch.save(content, tmp_path / 'ours.pth')
+    with pytest.raises(ValueError, match='set avg_down=True'):
+        load_pretrained(ConTNet(thin_arch), str(tmp_path / 'ours.pth'))
 
 
 def remove_tensor(state_dict):
