@@ -7,6 +7,7 @@ from pathlib import Path
 
 from contnet_mm.apis.convert import convert_file
 from contnet_mm.checkpoint.options import UNTOLD
+from contnet_mm.datasets.photographs import natural_crops
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,6 +33,13 @@ def make_parser() -> argparse.ArgumentParser:
             help=f'record that the network was trained with or without {option}; yours to say '
             'where the file does not tell, and stronger than what it tells',
         )
+    parser.add_argument(
+        '--images',
+        type=Path,
+        help='folder of photographs to infer from what is neither told nor stated, as '
+        'probe_weights does; default: those of scikit-image',
+    )
+    parser.add_argument('--no-probe', action='store_true', help='infer nothing')
     parser.add_argument('--overwrite', action='store_true', help='replace the target')
     return parser
 
@@ -44,7 +52,14 @@ def main() -> None:
     given = {option: getattr(args, option) for option in UNTOLD}
     stated = {option: value for option, value in given.items() if value is not None}
     try:
-        lines = convert_file(args.source, args.target, layout, args.overwrite, stated)
+        crops = None if args.no_probe or len(stated) == len(UNTOLD) else natural_crops(args.images)
+    except ModuleNotFoundError as error:
+        print(f'nothing is inferred: {error}; pip install "contnet_mm[demo]", or give --images')
+        crops = None
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    try:
+        lines = convert_file(args.source, args.target, layout, args.overwrite, stated, crops)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
     print('\n'.join(lines))

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from contnet_mm.apis.probe import probe
 from contnet_mm.checkpoint.load import check_coverage, find_backbone, find_tensors
 from contnet_mm.checkpoint.official_keys import convert_official, convert_to_official, is_official
 from contnet_mm.checkpoint.options import RECORD, UNTOLD, make_record
@@ -106,6 +107,7 @@ def convert_file(
     layout: str = 'backbone',
     overwrite: bool = False,
     stated: Mapping[str, bool] | None = None,
+    crops: Tensor | None = None,
 ) -> list[str]:
     """Write the ConTNet of one checkpoint file into another, in another layout or kind of file.
 
@@ -115,6 +117,8 @@ def convert_file(
         layout: A key of ``LAYOUTS``. The official layout takes the classifier along, if any.
         overwrite: Replace ``target`` if it exists.
         stated: What you know of the options in ``UNTOLD``; it wins over all that the file tells.
+        crops: Images to infer from what neither you nor the file tells; see
+            :func:`~contnet_mm.apis.probe.probe`. Without them it stays open.
 
     Returns:
         Lines about what was read and written.
@@ -148,7 +152,7 @@ def convert_file(
         )
     if layout == 'classifier' and not network.head:
         raise ValueError(f'{source} holds no classifier, so that only its backbone can be written')
-    record, lines = complete_record(network, stated or {})
+    record, lines = complete_record(network, stated or {}, crops)
     avg_down = record['options'].get('avg_down', False)
     state_dict = rename_tensors(network.backbone, network.head, layout, avg_down)
     name = 'backbone' if layout == 'classifier' else ''
@@ -161,13 +165,14 @@ def convert_file(
 
 
 def complete_record(
-    network: Network, stated: Mapping[str, bool]
+    network: Network, stated: Mapping[str, bool], crops: Tensor | None
 ) -> tuple[dict[str, dict], list[str]]:
     """Bring together all that is known of a network's options.
 
     Args:
         network: What was read.
         stated: What the user says, by names in ``UNTOLD``.
+        crops: Images to probe with for the rest, or None.
 
     Returns:
         The record to write, and lines about where its options come from.
@@ -187,6 +192,11 @@ def complete_record(
         _list_options('stated by you', stated),
     ]
     known = {**recorded, **stated}
+    if crops is not None and not set(UNTOLD) <= set(known):
+        found = probe(network.backbone, network.options, known, crops)
+        inferred.update(found.evidence())
+        known.update(found.verdict())
+        lines += found.report()
     untold = [name for name in UNTOLD if name not in known]
     if not isinstance(network.options['arch'], str):
         untold += ['drop_rates', 'last_drop_rate']

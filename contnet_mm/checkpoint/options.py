@@ -131,7 +131,7 @@ def _describe_difference(
     if guessed:
         flags = [f'--{"" if options[n] else "no-"}{n.replace("_", "-")}' for n in guessed]
         text += (
-            f'. The file does not tell {", ".join(guessed)}: inferred by probe_weights '
+            f'. The file did not tell {", ".join(guessed)}: inferred by probe_weights '
             f'({"; ".join(str(inferred[name]) for name in guessed)}). If you know better, convert '
             f'the original file again with {" ".join(flags)}'
         )

@@ -14,6 +14,7 @@ pytest.importorskip('sklearn')
 from contnet_mm import ConTNet
 from contnet_mm.apis.convert import convert_file, read_network
 from contnet_mm.apis.probe import probe
+from contnet_mm.checkpoint.load import load_pretrained
 from contnet_mm.checkpoint.options import UNTOLD
 from contnet_mm.datasets.photographs import natural_crops
 from tests.conftest import THIN_ARCH
@@ -68,6 +69,25 @@ def test_the_verdict_is_the_combination_that_the_norms_have_seen(tmp_path, files
     assert min(found.margin(option) for option in UNTOLD) > 4
     convert_file(files[values], tmp_path / 'official.pth', 'official')
     assert ask(tmp_path / 'official.pth', crops).verdict() == expected
+
+
+def test_the_converter_records_the_verdict_as_inferred(tmp_path, files, crops):
+    source, target = files[True, False], tmp_path / 'ours.pth'
+    lines = convert_file(source, target, 'official', crops=crops)
+    assert any(line.startswith('avg_down=True (') for line in lines)
+    load_pretrained(ConTNet(ARCH, avg_down=True), str(target))
+    with pytest.raises(ValueError, match=r'avg_down: inferred by probe_weights .*--no-avg-down'):
+        load_pretrained(ConTNet(ARCH), str(target))
+
+
+def test_what_the_user_states_wins_over_the_probe(tmp_path, files, crops):
+    stated = dict(avg_down=False)
+    lines = convert_file(
+        files[True, False], tmp_path / 'ours.pth', 'official', stated=stated, crops=crops
+    )
+    assert not any(line.startswith('avg_down=') for line in lines)
+    assert any(line.startswith('pre_norm=False (') for line in lines)
+    load_pretrained(ConTNet(ARCH), str(tmp_path / 'ours.pth'))
 
 
 def test_untouched_batch_norms_cannot_tell(tmp_path, crops):
