@@ -53,11 +53,11 @@ def main() -> None:
     stated = {option: value for option, value in given.items() if value is not None}
     try:
         crops = None if args.no_probe or len(stated) == len(UNTOLD) else natural_crops(args.images)
-    except ModuleNotFoundError as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if args.images:
+            parser.error(str(error))
         print(f'nothing is inferred: {error}; pip install "contnet_mm[demo]", or give --images')
         crops = None
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     try:
         lines = convert_file(args.source, args.target, layout, args.overwrite, stated, crops)
     except (ValueError, OSError, ModuleNotFoundError) as error:

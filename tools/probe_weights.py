@@ -21,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         help='folder of photographs like those of the training; scikit-image brings a few',
     )
-    parser.add_argument('--crops', type=int, default=48, help='squares cut from them')
+    parser.add_argument('--crops', type=int, default=96, help='squares cut from them')
     parser.add_argument('--size', type=int, default=224, help='pixels of a square, as in training')
     return parser
 

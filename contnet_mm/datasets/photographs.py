@@ -20,7 +20,7 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RG
 
 
 def natural_crops(
-    folder: str | Path | None = None, number: int = 40, size: int = 224, seed: int = 0
+    folder: str | Path | None = None, number: int = 96, size: int = 224, seed: int = 0
 ) -> Tensor:
     """Cut random squares from photographs, in turn from each.
 
