@@ -7,7 +7,7 @@ from pathlib import Path
 
 from contnet_mm.apis.convert import convert_file
 from contnet_mm.checkpoint.options import UNTOLD
-from contnet_mm.datasets.photographs import natural_crops
+from contnet_mm.datasets.photographs import find_crops
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -52,13 +52,8 @@ def main() -> None:
     given = {option: getattr(args, option) for option in UNTOLD}
     stated = {option: value for option, value in given.items() if value is not None}
     try:
-        crops = None if args.no_probe or len(stated) == len(UNTOLD) else natural_crops(args.images)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        if args.images:
-            parser.error(str(error))
-        print(f'nothing is inferred: {error}; pip install "contnet_mm[demo]", or give --images')
-        crops = None
-    try:
+        needs_none = args.no_probe or len(stated) == len(UNTOLD)
+        crops = None if needs_none else find_crops(print, args.images)
         lines = convert_file(args.source, args.target, layout, args.overwrite, stated, crops)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))

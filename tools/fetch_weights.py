@@ -8,6 +8,7 @@ from pathlib import Path
 
 from contnet_mm.apis.fetch import fetch_weights
 from contnet_mm.checkpoint.sources import FOLDER, MIRROR
+from contnet_mm.datasets.photographs import find_crops
 from contnet_mm.models.arch import ALIASES
 
 
@@ -30,6 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--folder', type=Path, default=FOLDER, help='where to write (default: %(default)s)'
     )
+    parser.add_argument('--no-probe', action='store_true', help='infer no options of the network')
     parser.add_argument('--overwrite', action='store_true', help='replace the converted file')
     return parser
 
@@ -40,7 +42,8 @@ def main() -> None:
     args = parser.parse_args()
     report = partial(print, flush=True)
     try:
-        fetch_weights(args.arch, args.source, args.folder, args.overwrite, report)
+        crops = None if args.no_probe else find_crops(report)
+        fetch_weights(args.arch, args.source, args.folder, args.overwrite, report, crops)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from contnet_mm.apis.convert import convert_file, read_network
 from contnet_mm.checkpoint import download, sources
@@ -36,6 +37,7 @@ def fetch_weights(
     folder: str | Path = sources.FOLDER,
     overwrite: bool = False,
     report: Callable[[str], object] = print,
+    crops: Tensor | None = None,
 ) -> Path:
     """Fetch the ImageNet weights of an arch and convert them to what the configs name.
 
@@ -48,6 +50,7 @@ def fetch_weights(
         folder: Where to; it is made where it is missing.
         overwrite: Replace the converted file if it exists.
         report: Takes each line about what happens, at once.
+        crops: As :func:`~contnet_mm.apis.convert.convert_file` takes them.
 
     Returns:
         The converted file.
@@ -86,7 +89,7 @@ def fetch_weights(
             pin = _fetch(origin, letters, fetched, pin)
         report(f'{fetched}: sha256 {pin.sha256}')
         try:
-            lines = convert_file(fetched, converted, LAYOUT, overwrite=overwrite)
+            lines = convert_file(fetched, converted, LAYOUT, overwrite, crops=crops)
         except OSError as error:
             raise OSError(
                 f'{converted} cannot be written: {error.strerror}; {fetched} is kept: make room '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,19 @@ def natural_crops(
     crops = np.stack([_cut(paths[i % len(paths)], size, rng) for i in range(number)])
     crops = (crops - np.array(MEAN)) / np.array(STD)
     return torch.from_numpy(crops).float().permute(0, 3, 1, 2).contiguous()
+
+
+def find_crops(say: Callable[[str], object], folder: str | Path | None = None) -> Tensor | None:
+    """Return natural crops; None, after a line about it, where nobody named or has photographs.
+
+    Raises:
+        ValueError: If ``folder`` is given and holds no photograph that can be read.
+    """
+    try:
+        return natural_crops(folder)
+    except ModuleNotFoundError as error:
+        say(f'nothing is inferred: {error}; pip install "contnet_mm[demo]", or give --images')
+        return None
 
 
 def _find(folder: str | Path | None) -> list[Path]:

@@ -341,7 +341,7 @@ def test_the_page_has_the_addresses_that_the_command_uses():
 
 
 def test_the_tool_runs_from_any_folder(server, tmp_path):
-    result = run_tool('fetch_weights', 'tiny', '--from', server.url, cwd=tmp_path)
+    result = run_tool('fetch_weights', 'tiny', '--from', server.url, '--no-probe', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(sources.NO_LICENCE) and 'MB' in result.stderr
     assert names(tmp_path / 'checkpoints') == [KEPT, PIN, OURS]
@@ -349,7 +349,9 @@ def test_the_tool_runs_from_any_folder(server, tmp_path):
 
 def test_the_tool_prints_an_error_in_one_line(server, tmp_path):
     server.content = HTML
-    result = run_tool('fetch_weights', 'Ti', '--from', server.url, '--folder', tmp_path)
+    result = run_tool(
+        'fetch_weights', 'Ti', '--no-probe', '--from', server.url, '--folder', tmp_path
+    )
     assert result.returncode == 2 and 'Traceback' not in result.stderr
     assert result.stderr.splitlines()[-1].startswith('fetch_weights.py: error: http')
     assert names(tmp_path) == []
