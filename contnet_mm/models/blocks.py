@@ -178,18 +178,26 @@ def stage_layout(
         compiled: Whether the blocks are compiled by themselves, without this call.
     """
     recorder = dict(is_compiling=compiled or is_compiling(), is_tracing=is_tracing())
+    # Blocks that are compiled by themselves have one program for all sizes.
+    may_fuse = not compiled
     # A compiler gets the layout as an input.
     make = _stage_layout_in_graph_break if recorder['is_compiling'] else _stage_layout
-    return make(blocks, size, x, recorder)
+    return make(blocks, size, x, recorder, may_fuse)
 
 
 def _stage_layout(
-    blocks: Sequence[ConTBlock], size: Sequence[int], x: Tensor, recorder: dict[str, bool]
+    blocks: Sequence[ConTBlock],
+    size: Sequence[int],
+    x: Tensor,
+    recorder: dict[str, bool],
+    may_fuse: bool,
 ) -> WindowLayout:
     encoders, dtype = blocks[0].encoders, autocast_dtype(x.device.type) or x.dtype
     has_dropout = any(block.encoders.has_dropout for block in blocks)
     options = (encoders.head_dim, encoders.has_bias, has_dropout)
-    way = choose_way(x.device, dtype, *options, **recorder)
+    largest = max(encoders.window_sizes)
+    is_whole = may_fuse and not any(int(length) % largest for length in size)
+    way = choose_way(x.device, dtype, *options, **recorder, is_whole=is_whole)
     is_traced = any(recorder.values())
     return window_layout(*size, encoders.window_sizes, way, len(x), x.device, is_traced)
 

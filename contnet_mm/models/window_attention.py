@@ -57,6 +57,7 @@ def choose_way(
     has_dropout: bool = False,
     is_compiling: bool = False,
     is_tracing: bool = False,
+    is_whole: bool = False,
 ) -> Way:
     """Choose how to compute attention.
 
@@ -68,13 +69,17 @@ def choose_way(
         has_dropout: Whether attention weights are dropped now.
         is_compiling: Whether torch.compile records.
         is_tracing: Whether torch.jit.trace or torch.export records.
+        is_whole: Whether the border of the map cuts no window, now and in whatever else the
+            compiled program is for.
     """
     if is_tracing:  # counters of operations trace, and would count padding
         return Way.GROUPED if torch.jit.is_tracing() else Way.TRACED
     if _forced:
         return _forced[-1]
     if device.type == 'cpu':
-        return Way.OPERATOR if is_compiling and HAS_CUSTOM_OPS else Way.GROUPED
+        if not (is_compiling and HAS_CUSTOM_OPS):
+            return Way.GROUPED
+        return Way.FUSED if is_whole else Way.OPERATOR
     if has_bias or has_dropout or _cumulative_kernel(device, dtype, head_dim) is None:
         return Way.PADDED
     return Way.CUMULATIVE
@@ -130,7 +135,7 @@ def window_attention(
     """
     if layout.way is Way.CUMULATIVE:
         return _attend_cumulative(qkv, layout, window_size, num_heads)
-    if layout.way in (Way.PADDED, Way.TRACED):
+    if layout.way in (Way.PADDED, Way.TRACED, Way.FUSED):
         return _attend_padded(qkv, bias, layout, window_size, num_heads, drop_rate)
     # The backward pass computes the weights again, and has to drop the same ones.
     seed = torch.randint(2**62, ()) if drop_rate else None
@@ -200,7 +205,7 @@ def _attend_padded(
         mask = padding.mask.to(qkv.dtype)
         bias = mask if bias is None else bias + mask
     qkv = qkv.unflatten(1, (-1, window_size**2))
-    if layout.way is Way.TRACED:
+    if layout.way is not Way.PADDED:
         q, k, v = split_heads(qkv, num_heads)
         out = _merge_heads(F.dropout(_weights(q, k, bias), drop_rate) @ v)
     else:

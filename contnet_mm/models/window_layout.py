@@ -39,6 +39,7 @@ class Way(Enum):
     GROUPED = 'plain products, one group of windows of equal shape after the other'
     OPERATOR = 'GROUPED behind a custom operator, for torch.compile on a CPU'
     TRACED = 'windows padded to whole ones, plain products, for torch.export'
+    FUSED = 'the same for torch.compile, which fuses them; faster where all windows are whole'
 
 
 class WindowGroup(NamedTuple):
@@ -123,7 +124,7 @@ class Windows:
         position_index: Row times window size plus column of each token in its window, [L].
         groups: Windows by shape, for ``Way.GROUPED`` alone.
         runs: Windows of all B images, for ``Way.CUMULATIVE`` alone.
-        padding: For ``Way.PADDED`` and ``Way.TRACED``; None where all windows are whole.
+        padding: For ``Way.PADDED``, ``TRACED`` and ``FUSED``; None where all windows are whole.
     """
 
     position_index: Tensor

@@ -77,8 +77,10 @@ def assert_same(found, expected, tolerance):
 
 
 @needs_compiler
-@pytest.mark.parametrize('size', [(64, 64), (70, 101)])
-def test_a_network_that_its_user_compiles_attends_behind_the_operator(size, counters, monkeypatch):
+@pytest.mark.parametrize(
+    ('size', 'way'), [((224, 224), Way.FUSED), ((70, 101), Way.OPERATOR)], ids=['whole', 'cut']
+)
+def test_a_network_that_its_user_compiles_attends_in_one_way(size, way, counters, monkeypatch):
     net, ways = build(out_indices=(1, 3)).eval(), []
 
     def make(*args):
@@ -92,7 +94,7 @@ def test_a_network_that_its_user_compiles_attends_behind_the_operator(size, coun
     with torch.no_grad():
         assert_same(compiled(x), net(x), 1e-5)
     stages = len(net.stages)
-    assert ways == [Way.OPERATOR] * stages + [Way.GROUPED] * stages
+    assert ways == [way] * stages + [Way.GROUPED] * stages
     assert counters['stats']['unique_graphs'] <= 2
 
 

@@ -135,7 +135,7 @@ def test_runs_of_cumulative_lengths_have_the_values_of_all_windows(monkeypatch, 
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize('way', [Way.PADDED, Way.TRACED])
+@pytest.mark.parametrize('way', [Way.PADDED, Way.TRACED, Way.FUSED])
 @pytest.mark.parametrize('has_bias', [False, True])
 def test_runs_of_padded_windows_have_the_values_of_all_windows(monkeypatch, way, has_bias):
     monkeypatch.setattr(module, 'MAX_WINDOWS', 7)
@@ -283,6 +283,8 @@ def has_all_kernels(monkeypatch):
         ('cpu', FLOAT32, 32, {}, Way.GROUPED),
         ('cpu', BFLOAT16, 32, dict(has_bias=True, has_dropout=True), Way.GROUPED),
         ('cpu', FLOAT32, 32, dict(is_compiling=True), Way.OPERATOR),
+        ('cpu', FLOAT32, 32, dict(is_compiling=True, is_whole=True), Way.FUSED),
+        ('cpu', FLOAT32, 32, dict(is_whole=True), Way.GROUPED),
         ('cpu', FLOAT32, 32, dict(is_tracing=True), Way.TRACED),
         ('cuda', FLOAT32, 32, dict(is_tracing=True), Way.TRACED),
         ('cuda', FLOAT32, 32, dict(is_tracing=True, is_compiling=True), Way.TRACED),
