@@ -23,6 +23,7 @@ ALLOWED = {
     'datasets': {*BELOW_MODELS, 'models', 'engine', 'apis'},
     'swap': BELOW_SWAP,
     'benchmark': BELOW_SWAP,
+    'reproduce': {*BELOW_SWAP, 'benchmark'},
     'doctor': set(),
 }
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob('*/__init__.py'))

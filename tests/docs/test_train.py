@@ -15,6 +15,7 @@ from mmengine.config import Config, DictAction
 from contnet_mm.apis.config import find_config
 from contnet_mm.apis.launch import library_of
 from contnet_mm.doctor.facts import origin
+from contnet_mm.reproduce.launch import Cluster, plan_launch, show_command
 from tests.helpers import ROOT
 
 PAGE = (ROOT / 'docs' / 'train.md').read_text()
@@ -101,6 +102,15 @@ def test_row_says_its_gpus_and_batch(row):
     said = parse(row[2])
     batch = said['gpus'] * read_config(said).train_dataloader.batch_size
     assert (int(row[0]), int(row[1])) == (said['gpus'], batch)
+
+
+@pytest.mark.parametrize('row', ROWS, ids=lambda row: row[2].replace('/', ' '))
+def test_row_is_what_the_launch_logic_says(row):
+    name = parse(row[2])['config']
+    gpus = int(row[0])
+    cluster = Cluster(gpus, 'pytorch' if gpus > 1 else 'none')
+    launch = plan_launch(name, Config.fromfile(ROOT / name), cluster)
+    assert show_command(launch.train_command()) == row[2]
 
 
 def test_slurm_command_has_what_mim_asks_for():

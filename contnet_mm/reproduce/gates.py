@@ -1,0 +1,202 @@
+"""What has to hold before a row is trained, each with the command that puts it right."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mmengine.config import Config
+
+from contnet_mm.apis.config import datasets_of
+from contnet_mm.apis.mmcv_ops import refuse_missing_operations
+from contnet_mm.checkpoint.download import download
+from contnet_mm.checkpoint.sources import fetch_command
+from contnet_mm.registry import MODELS
+from contnet_mm.reproduce.launch import Cluster, list_options, make_test_command
+from contnet_mm.reproduce.process import CommandError, run_command
+from contnet_mm.reproduce.rows import FILE_TOLERANCE, TOLERANCES, Zoo, convert_metrics, find_zoo
+from contnet_mm.reproduce.state import read_metrics
+from contnet_mm.utils.files import write_file
+
+TOOL = [sys.executable, '-m', 'contnet_mm']
+# Both hosts that metafiles name have the same files under the same paths.
+HOSTS = {
+    'mmassets.onedl.ai': 'download.openmmlab.com',
+    'download.openmmlab.com': 'mmassets.onedl.ai',
+}
+
+
+class GateError(RuntimeError):
+    """Something that has to be put right first; its message names the command that does it."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a row lacks on this machine.
+
+    Attributes:
+        what: It.
+        fix: The command that provides it, or words.
+    """
+
+    what: str
+    fix: str
+
+
+def list_missing(config: Config) -> list[Missing]:
+    """Return which data and weights of a config are not there, by a look at their names alone."""
+    found = []
+    for root in dict.fromkeys(str(d.get('data_root', '')) for d in datasets_of(config, 'train')):
+        if root and not Path(root).exists():
+            demo = 'demo' in Path(root).parts
+            fix = 'python -m contnet_mm make_demo_data' if demo else 'see docs/data.md'
+            found.append(Missing(f'data in {root}', fix))
+    for file in list_weights(config):
+        if not Path(file).exists():
+            found.append(Missing(f'weights {file}', fetch_command(file)))
+    return found
+
+
+def list_weights(config: Config) -> list[str]:
+    """Return the files of weights that a config starts from; addresses are left out."""
+    inits = config.model.get('backbone', {}).get('init_cfg') or {}
+    inits = inits if isinstance(inits, list) else [inits]
+    files = [init.get('checkpoint') for init in inits] + [config.get('load_from')]
+    return [file for file in files if file and '://' not in file]
+
+
+def check_operations(config: str) -> None:
+    """Check that mmcv has the operations that a config calls.
+
+    Raises:
+        GateError: If it lacks some.
+    """
+    try:
+        refuse_missing_operations(config)
+    except ValueError as error:
+        raise GateError(str(error)) from error
+
+
+def check_environment(library: str, log: Path) -> None:
+    """Ask the doctor, which calls an operation of mmcv on the device that will be used.
+
+    Raises:
+        GateError: If it finds something wrong.
+    """
+    _ask([*TOOL, 'doctor', '--need', library], log)
+
+
+def check_data(config: str, options: Mapping[str, object], log: Path) -> None:
+    """Check the data that a config reads.
+
+    Raises:
+        GateError: If something is wrong with it.
+    """
+    _ask([*TOOL, 'check_dataset', '--config', config, *list_options(options)], log)
+
+
+def _ask(command: list[str], log: Path) -> None:
+    log.unlink(missing_ok=True)
+    try:
+        run_command(command, log)
+    except CommandError as error:
+        shown = ' '.join(['python', *command[1:]])
+        text = log.read_text(encoding='utf-8', errors='replace').strip()
+        raise GateError(f'`{shown}` found something to put right:\n{text}') from error
+
+
+def check_weights(config: Config) -> None:
+    """Load the weights that a config starts from into its backbone.
+
+    Raises:
+        GateError: If they are missing, damaged, or of another network.
+    """
+    missing = [x for x in list_missing(config) if x.what.startswith('weights')]
+    if missing:
+        raise GateError(f'{missing[0].what} are missing: {missing[0].fix}')
+    backbone = config.model.get('backbone', {})
+    if backbone.get('type') != 'contnet_mm.ConTNet' or not backbone.get('init_cfg'):
+        return
+    try:
+        MODELS.build(backbone).init_weights()
+    except (ValueError, OSError) as error:
+        raise GateError(f'the weights do not fit: {error}') from error
+
+
+def check_baseline(
+    name: str,
+    folder: Path,
+    cluster: Cluster,
+    report: Callable[[str], object] = print,
+) -> dict[str, float]:
+    """Test the weights that the library's authors publish, which proves data and evaluator.
+
+    Args:
+        name: Of the library's config, such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
+        folder: Where the weights and the log of the test go.
+        cluster: What tests it.
+        report: Takes lines about what happens.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        GateError: If the weights cannot be fetched or tested, or give other values than published.
+    """
+    try:
+        zoo = find_zoo(name)
+    except ValueError as error:
+        raise GateError(str(error)) from error
+    weights = fetch_zoo(zoo, folder, report)
+    stem = Path(name).stem
+    config, work_dir, log = folder / f'{stem}.py', folder / stem, folder / f'{stem}.log'
+    write_file(config, f'_base_ = {name!r}\n')
+    library = name.partition('::')[0]
+    command = make_test_command(str(config), library, cluster, weights, work_dir)
+    try:
+        run_command(command, log, report=report)
+    except CommandError as error:
+        raise GateError(f'the baseline cannot be tested: {error}') from error
+    found = convert_metrics(read_metrics(work_dir))
+    for metric in TOLERANCES:
+        if metric in zoo.metrics and abs(found[metric] - zoo.metrics[metric]) > FILE_TOLERANCE:
+            raise GateError(
+                f'{weights} gives {metric} {found[metric]} here, but its authors published '
+                f'{zoo.metrics[metric]}: data or evaluator differ from theirs. '
+                '`--skip baseline` goes on regardless, and the report says so'
+            )
+    return found
+
+
+def fetch_zoo(zoo: Zoo, folder: Path, report: Callable[[str], object]) -> Path:
+    """Fetch the weights of a library's config from the first host that gives them.
+
+    Raises:
+        GateError: If none does.
+    """
+    target = folder / Path(urlsplit(zoo.weights).path).name
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    errors = []
+    for url in list_addresses(zoo.weights):
+        report(f'fetching {url}')
+        try:
+            download(url, target).replace(target)
+        except (OSError, ValueError) as error:
+            errors.append(str(error))
+        else:
+            return target
+    raise GateError(
+        f'the baseline needs {target}, which cannot be fetched: {"; ".join(errors)}. Fetch it by '
+        'hand, or leave the baseline out: --skip baseline'
+    )
+
+
+def list_addresses(url: str) -> list[str]:
+    """Return the addresses of a file of the libraries' zoos."""
+    host = urlsplit(url).hostname or ''
+    return [url] + ([url.replace(host, HOSTS[host], 1)] if host in HOSTS else [])

@@ -1,0 +1,101 @@
+"""Run a library's command, with its output in a file and its progress in a line now and then."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+POLL = 0.5  # seconds
+REPORT_EVERY = 60  # seconds
+FIRST_REPORT = 100  # iterations, after which MMEngine's estimate of the time left has settled
+ERROR = re.compile(r'(?:\[rank\d+\]: )?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)(?::|$).*)')
+# By these launchers say that what they have started has failed.
+OF_LAUNCHERS = ('CalledProcessError', 'ChildFailedError')
+PROGRESS = re.compile(
+    r'(?:Epoch\(train\) +\[(?P<epoch>\d+)\]|Iter\(train\) +)'
+    r'\[ *(?P<step>\d+)/(?P<total>\d+)\].*?eta: (?P<eta>.*?)  '
+)
+
+
+class CommandError(RuntimeError):
+    """A command that has failed."""
+
+
+def run_command(
+    command: Sequence[str],
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    keep_open: Sequence[int] = (),
+    report: Callable[[str], object] = print,
+) -> float:
+    """Run a command to its end.
+
+    Args:
+        command: Program and arguments.
+        log: Gets all that it prints, after what is there already.
+        env: Added to the environment.
+        keep_open: File descriptors that the process inherits.
+        report: Takes a line about its progress once a minute.
+
+    Returns:
+        How long it took, in seconds.
+
+    Raises:
+        CommandError: If it fails; the message starts with the reason, as far as the log has one.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    begin = reported = time.monotonic()
+    with log.open('ab') as out:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            pass_fds=keep_open,
+        )
+        while process.poll() is None:
+            time.sleep(POLL)
+            if time.monotonic() - reported >= REPORT_EVERY:
+                reported = time.monotonic()
+                progress = read_progress(log)
+                if progress:
+                    report(progress)
+    if process.returncode:
+        raise CommandError(
+            f'{read_reason(log)} (status {process.returncode} of {" ".join(command)}; see {log})'
+        )
+    return time.monotonic() - begin
+
+
+def read_progress(log: Path) -> str | None:
+    """Return where a training is, by its log, once it has run for a while."""
+    found = [*PROGRESS.finditer(_read_tail(log))]
+    if not found:
+        return None
+    last = found[-1]
+    if last['epoch'] in (None, '1') and int(last['step']) < FIRST_REPORT:
+        return None
+    epoch = f'epoch {last["epoch"]}, ' if last['epoch'] else ''
+    return f'{epoch}iteration {last["step"]} of {last["total"]}, {last["eta"]} left'
+
+
+def read_reason(log: Path) -> str:
+    """Return the line of a log that says best why a command has failed.
+
+    That is the last error of Python that is not a launcher's; without one the last line.
+    """
+    lines = [line.strip() for line in _read_tail(log).splitlines() if line.strip()]
+    errors = [match[1] for match in map(ERROR.match, lines) if match]
+    errors = [error for error in errors if not any(name in error for name in OF_LAUNCHERS)]
+    return (errors or lines or ['no output'])[-1]
+
+
+def _read_tail(log: Path, size: int = 20_000) -> str:
+    with log.open('rb') as file:
+        file.seek(max(log.stat().st_size - size, 0))
+        return file.read().decode(errors='replace')

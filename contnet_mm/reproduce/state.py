@@ -1,0 +1,115 @@
+"""What a row with one seed has come to, kept in a folder of its own that survives any kill."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from contnet_mm.checkpoint.read import read_checkpoint
+from contnet_mm.utils.files import write_file
+
+STATE = 'state.json'
+
+
+def compute_fingerprint(facts: Mapping[str, object]) -> str:
+    """Return a hash of what decides a result, in hexadecimal digits.
+
+    Args:
+        facts: Plain values, such as a config as a dict.
+    """
+    text = json.dumps(facts, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class RowFolder:
+    """The folder of a row and a seed.
+
+    Its name holds a fingerprint of config, options and version, so that a result of other ones
+    never passes for this one's.
+
+    Args:
+        work_dir: The folder of all rows.
+        name: Of the row.
+        seed: Of its training.
+        fingerprint: As :func:`compute_fingerprint` returns it.
+    """
+
+    def __init__(self, work_dir: Path, name: str, seed: int, fingerprint: str) -> None:
+        self.path = work_dir / f'{name}_seed{seed}_{fingerprint[:8]}'
+        self.train_dir, self.test_dir = self.path / 'train', self.path / 'test'
+
+    def read(self) -> dict[str, dict]:
+        """Return the stages that are finished, each with its facts."""
+        path = self.path / STATE
+        return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+
+    def finish(self, stage: str, facts: Mapping[str, object]) -> None:
+        """Note that a stage is finished."""
+        state = {**self.read(), stage: facts}
+        write_file(self.path / STATE, json.dumps(state, indent=2) + '\n')
+
+    @contextmanager
+    def lock(self, report: Callable[[str], object]) -> Iterator[int]:
+        """Let one process at a time work in the folder; others wait.
+
+        Yields:
+            A file descriptor. A child process that inherits it keeps the lock, so that a training
+            that outlives a killed parent is waited for, not started a second time beside it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path / 'lock', os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                report(f'another process is at work in {self.path}; waiting for it')
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+        finally:
+            os.close(file)
+
+    def find_checkpoint(self) -> Path | None:
+        """Return the last checkpoint that is whole; None if there is none.
+
+        MMEngine writes checkpoints in place. One that a kill has cut is removed, and the name of
+        the last whole one is put right, from which ``--resume`` goes on.
+        """
+        record = self.train_dir / 'last_checkpoint'
+        named = record.read_text(encoding='utf-8').strip() if record.exists() else ''
+        found = sorted(self.train_dir.glob('*_*.pth'), key=_step, reverse=True)
+        paths = [path for path in found if _step(path) >= 0]
+        paths.sort(key=lambda path: path.name != Path(named).name)  # the named one first
+        for path in paths:
+            try:
+                read_checkpoint(path)
+            except ValueError:
+                path.unlink()
+                continue
+            if Path(named).name != path.name:
+                write_file(record, str(path.resolve()))
+            return path
+        record.unlink(missing_ok=True)
+        return None
+
+
+def _step(path: Path) -> int:
+    """Return the number in ``epoch_12.pth`` or ``iter_4000.pth``, -1 for any other name."""
+    kind, _, number = path.stem.partition('_')
+    return int(number) if kind in ('epoch', 'iter') and number.isdecimal() else -1
+
+
+def read_metrics(test_dir: Path) -> dict[str, float]:
+    """Return what the last test in a folder has logged.
+
+    Raises:
+        ValueError: If no test has come to its end there.
+    """
+    paths = sorted(test_dir.glob('*/*.json'), key=lambda path: path.parent.name)
+    if not paths:
+        raise ValueError(f'{test_dir} holds no metrics of a test')
+    return json.loads(paths[-1].read_text(encoding='utf-8'))

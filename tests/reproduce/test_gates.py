@@ -1,0 +1,124 @@
+"""What is missing or wrong is found before a training starts, with the command that helps."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from contnet_mm import ConTNet
+from contnet_mm.reproduce import gates
+from contnet_mm.reproduce.gates import (
+    GateError,
+    check_baseline,
+    check_data,
+    check_operations,
+    check_weights,
+    fetch_zoo,
+    list_addresses,
+    list_missing,
+)
+from contnet_mm.reproduce.launch import Cluster
+from contnet_mm.reproduce.rows import Zoo
+from tests.file_server import serve
+
+
+def config_of(**backbone):
+    return Config(
+        dict(
+            model=dict(backbone=dict(type='contnet_mm.ConTNet', arch='tiny', **backbone)),
+            train_dataloader=dict(dataset=dict(type='CocoDataset', data_root='data/nowhere/')),
+        )
+    )
+
+
+def starting_from(path):
+    return config_of(init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+
+
+def test_missing_data_and_weights_are_named_with_their_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    missing = list_missing(starting_from('checkpoints/contnet-ti_in1k.pth'))
+    assert [(x.what, x.fix) for x in missing] == [
+        ('data in data/nowhere/', 'see docs/data.md'),
+        ('weights checkpoints/contnet-ti_in1k.pth', 'python -m contnet_mm fetch_weights Ti'),
+    ]
+    (tmp_path / 'data/nowhere').mkdir(parents=True)
+    assert [x.what for x in list_missing(config_of())] == []
+
+
+def test_weights_that_fit_pass_and_others_do_not(tmp_path):
+    path = tmp_path / 'weights.pth'
+    with pytest.raises(GateError, match='weights.pth are missing: python -m contnet_mm fetch'):
+        check_weights(starting_from(path))
+    torch.save(ConTNet('tiny').state_dict(), path)
+    check_weights(starting_from(path))
+    torch.save(ConTNet('small').state_dict(), path)
+    with pytest.raises(GateError, match='do not fit'):
+        check_weights(starting_from(path))
+    path.write_bytes(path.read_bytes()[:-99])
+    with pytest.raises(GateError, match='do not fit'):
+        check_weights(starting_from(path))
+
+
+def test_data_that_the_check_refuses_is_an_error_with_the_command(tmp_path, root):
+    config = root / 'configs/tiny/first.py'
+    with pytest.raises(GateError, match=f'python -m contnet_mm check_dataset --config {config}'):
+        check_data(str(config), {}, tmp_path / 'log')
+
+
+def test_operations_that_mmcv_lacks_are_an_error(monkeypatch):
+    def refuse(name):
+        raise ValueError(f'{name} calls carafe_forward')
+
+    monkeypatch.setattr(gates, 'refuse_missing_operations', refuse)
+    with pytest.raises(GateError, match='x.py calls carafe_forward'):
+        check_operations('x.py')
+
+
+def test_each_of_both_hosts_has_the_same_file():
+    url = 'https://mmassets.onedl.ai/mmdetection/v2.0/x.pth'
+    other = 'https://download.openmmlab.com/mmdetection/v2.0/x.pth'
+    assert list_addresses(url) == [url, other] and list_addresses(other) == [other, url]
+    assert list_addresses('https://elsewhere.org/x.pth') == ['https://elsewhere.org/x.pth']
+
+
+NAME = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
+
+
+@pytest.fixture
+def zoo(monkeypatch):
+    """A row of a zoo whose first host has nothing and whose second has a file."""
+    with serve(b'weights') as server:
+        dead = 'http://127.0.0.1:9/some/file.pth'
+        monkeypatch.setattr(gates, 'list_addresses', lambda url: [dead, server.url])
+        row = Zoo(NAME, dead, {'Top 1 Accuracy': 53.0})
+        monkeypatch.setattr(gates, 'find_zoo', lambda name: row)
+        yield row
+
+
+def test_weights_of_the_zoo_come_from_the_host_that_has_them(zoo, tmp_path):
+    path = fetch_zoo(zoo, tmp_path, lambda text: None)
+    assert path.read_bytes() == b'weights' and [*tmp_path.iterdir()] == [path]
+
+
+def test_weights_of_the_zoo_that_no_host_has_are_an_error(tmp_path):
+    row = Zoo(NAME, 'http://127.0.0.1:9/x.pth', {})
+    with pytest.raises(GateError, match='x.pth, which cannot be fetched: .* --skip baseline'):
+        fetch_zoo(row, tmp_path, lambda text: None)
+
+
+def test_a_baseline_passes_where_the_published_value_comes_out(zoo, trace, tmp_path, monkeypatch):
+    # The program in place of mim gives 50 and 3 for each epoch.
+    monkeypatch.setattr(gates, 'fetch_zoo', lambda *_: tmp_path / 'zoo_1.pth')
+    folder = tmp_path / 'zoo_seed0_x'
+    assert check_baseline(NAME, folder, Cluster(0), lambda text: None) == {'Top 1 Accuracy': 53.0}
+    monkeypatch.setattr(gates, 'fetch_zoo', lambda *_: tmp_path / 'zoo_2.pth')
+    with pytest.raises(GateError, match='gives Top 1 Accuracy 56.0 here, .* published 53.0'):
+        check_baseline(NAME, folder, Cluster(0), lambda text: None)
+
+
+def test_a_baseline_whose_test_fails_is_an_error(zoo, trace, tmp_path, monkeypatch):
+    monkeypatch.setattr(gates, 'fetch_zoo', lambda *_: tmp_path / 'zoo_1.pth')
+    monkeypatch.setenv('FAIL_AT', 'test resnet18_8xb32_in1k starts')
+    with pytest.raises(GateError, match='cannot be tested'):
+        check_baseline(NAME, tmp_path / 'zoo_seed0_x', Cluster(0), lambda text: None)
+    assert not [*tmp_path.glob('zoo_seed0_x/**/*.json')]
