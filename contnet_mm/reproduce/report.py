@@ -122,8 +122,15 @@ def render_report(report: Mapping) -> str:
     ]
     if errors:
         text += '\nFailed:\n\n' + ''.join(errors)
+    done = ''.join(
+        f'- {trial["folder"]}: training {trial["train"]["seconds_of_last_go"]} s in the last go, '
+        f'test {trial["test"]["seconds"]} s\n'
+        for row in report['rows']
+        for trial in row['trials']
+        if 'test' in trial
+    )
     facts = ''.join(f'- {name}: {value}\n' for name, value in report['machine'].items())
-    return f'{text}\n{facts}'
+    return f'{text}\n{done}\n{facts}' if done else f'{text}\n{facts}'
 
 
 def _render_line(row: Mapping, name: str) -> list[str]:
