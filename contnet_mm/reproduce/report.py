@@ -84,14 +84,17 @@ def _report_row(trials: Sequence[Trial], errors: Mapping[str, str]) -> dict:
 
 
 def _judge(expected: Mapping[str, tuple[float, float]], got: Mapping[str, Mapping]) -> str:
-    """Compare means with what is expected; the worst metric decides."""
-    differences = [
-        (got[name]['mean'] - value, tolerance)
-        for name, (value, tolerance) in expected.items()
-        if name in got
-    ]
-    if not differences:
+    """Compare means with what is expected; the worst metric decides.
+
+    An expected metric that the evaluators did not measure is a failure.
+    """
+    if not expected:
         return MEASURED
+    if not set(expected) <= set(got):
+        return FAILED
+    differences = [
+        (got[name]['mean'] - value, tolerance) for name, (value, tolerance) in expected.items()
+    ]
     if any(difference < -tolerance for difference, tolerance in differences):
         return BELOW
     if any(difference > tolerance for difference, tolerance in differences):
@@ -173,8 +176,7 @@ def draw_report(report: Mapping, path: Path) -> None:
     panels: dict[tuple[str, str], list[Mapping]] = {}
     for row in report['rows']:
         for name in row['expected'] or row['got']:
-            if name in row['got'] or name in row['expected']:
-                panels.setdefault((row['table'], name), []).append(row)
+            panels.setdefault((row['table'], name), []).append(row)
     if not panels:
         return
     heights = [len(rows) + 1 for rows in panels.values()]

@@ -195,7 +195,7 @@ class Gates:
     def __init__(self, work_dir: Path, report: Callable[[str], object], root: Path | None) -> None:
         self.work_dir, self.report, self.root = work_dir, report, root
         self.baselines: dict[str, dict[str, float]] = {}
-        self._outcomes: dict[object, GateError | None] = {}
+        self._outcomes: dict[object, Exception | None] = {}
 
     def check(self, trial: Trial) -> None:
         """Ask the doctor, and check data and weights of a row.
@@ -240,10 +240,10 @@ class Gates:
 
     def _once(self, key: object, check: Callable[..., None], *args) -> None:
         if key not in self._outcomes:
-            self._outcomes[key] = None
             try:
                 check(*args)
-            except GateError as error:
+                self._outcomes[key] = None
+            except (GateError, OSError) as error:
                 self._outcomes[key] = error
         error = self._outcomes[key]
         if error is not None:

@@ -55,6 +55,13 @@ def test_the_mean_over_seeds_is_judged_by_the_tolerance(make, values, verdict):
     assert report['rows'][1]['verdict'] == ('measured' if values else 'not run')
 
 
+def test_an_expected_value_that_was_not_measured_fails_its_row(make, root):
+    metafile = root / 'configs/tiny/metafile.yml'
+    metafile.write_text(metafile.read_text() + '    mask AP: 30.0\n')
+    report = make(60.0)
+    assert report['rows'][0]['verdict'] == 'failed' and is_bad(report)
+
+
 def test_a_failed_seed_fails_its_row(make):
     report = make(60.0, 60.0, errors=True)
     assert report['rows'][0]['verdict'] == 'failed' and is_bad(report)

@@ -132,6 +132,21 @@ def test_a_row_that_fails_does_not_stop_the_others(root, trace, tmp_path, monkey
     assert finished_epochs(trace) == ALL_EPOCHS
 
 
+def test_a_check_that_breaks_down_lets_no_row_pass(root, trace, tmp_path, monkeypatch):
+    calls = []
+
+    def check(*args):
+        calls.append(args)
+        raise OSError('no such program')
+
+    monkeypatch.setattr(module, 'check_environment', check)
+    for name in ('check_operations', 'check_data', 'check_weights'):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    report = run(root, tmp_path / 'work', stages=('check', 'train'))
+    assert [row['verdict'] for row in report['rows']] == ['failed', 'failed']
+    assert len(calls) == 1 and not trace.exists()
+
+
 def test_a_second_program_waits_for_the_first(root, trace, tmp_path):
     work_dir = tmp_path / 'work'
     others = [fork.Process(target=run, args=(root, work_dir)) for _ in range(2)]
