@@ -93,7 +93,10 @@ def main() -> int:
         say(render_plan(trials, num_parallel), end='')
         return 0
     stages = [stage for stage in STAGES if stage in args.stage and stage not in args.skip]
-    outcome = run_trials(trials, stages, num_parallel, args.work_dir, say, root)
+    try:
+        outcome = run_trials(trials, stages, num_parallel, args.work_dir, say, root)
+    except KeyboardInterrupt:
+        parser.exit(130, 'interrupted; run the same command to go on\n')
     report = make_report(trials, [stage for stage in STAGES if stage not in stages], outcome)
     if 'summary' in stages:
         write_file(args.work_dir / 'report.json', json.dumps(report, indent=2) + '\n')

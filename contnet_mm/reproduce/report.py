@@ -126,7 +126,7 @@ def render_report(report: Mapping) -> str:
     if errors:
         text += '\nFailed:\n\n' + ''.join(errors)
     done = ''.join(
-        f'- {trial["folder"]}: training {trial["train"]["seconds_of_last_go"]} s in the last go, '
+        f'- {trial["folder"]}: training {trial["train"]["seconds"]} s since its last start, '
         f'test {trial["test"]["seconds"]} s\n'
         for row in report['rows']
         for trial in row['trials']

@@ -28,7 +28,12 @@ from contnet_mm.reproduce.gates import (
 from contnet_mm.reproduce.launch import Cluster, Launch, make_test_command, plan_launch
 from contnet_mm.reproduce.process import CommandError, run_command
 from contnet_mm.reproduce.rows import Row, convert_metrics, read_rows
-from contnet_mm.reproduce.state import RowFolder, compute_fingerprint, read_metrics
+from contnet_mm.reproduce.state import (
+    RowFolder,
+    compute_fingerprint,
+    lock_folder,
+    read_metrics,
+)
 from contnet_mm.utils.files import compute_sha256, write_file
 from contnet_mm.version import __version__
 
@@ -232,10 +237,11 @@ class Gates:
     def _check_baseline(self, name: str, cluster: Cluster) -> None:
         folder = self.work_dir / ZOO
         passed = folder / f'{Path(name).stem}.json'
-        if not passed.exists():
-            self.report(f'testing {name} with the weights of its authors')
-            found = check_baseline(name, folder, cluster, self.report)
-            write_file(passed, json.dumps(found) + '\n')
+        with lock_folder(folder, self.report):
+            if not passed.exists():
+                self.report(f'testing {name} with the weights of its authors')
+                found = check_baseline(name, folder, cluster, self.report)
+                write_file(passed, json.dumps(found) + '\n')
         self.baselines[name] = json.loads(passed.read_text(encoding='utf-8'))
 
     def _once(self, key: object, check: Callable[..., None], *args) -> None:
@@ -281,7 +287,7 @@ def run_trial(
     def say(text: str) -> None:
         report(f'{trial.title}: {text}')
 
-    with folder.lock(say) as lock:
+    with lock_folder(folder.path, say) as lock:
         run = partial(run_command, env=env, keep_open=[lock], report=say)
         state = folder.read()
         if 'train' in stages and 'train' not in state:
@@ -297,8 +303,8 @@ def run_trial(
 def _train(trial: Trial, run: Callable[..., float], say: Callable[[str], object]) -> None:
     folder = trial.folder
     checkpoint = folder.find_checkpoint()
-    goes = folder.read().get('goes', {}).get('number', 0) + 1
-    folder.finish('goes', dict(number=goes))
+    starts = folder.read().get('starts', {}).get('number', 0) + 1
+    folder.finish('starts', dict(number=starts))
     log = folder.path / 'train.log'
     with free_port(trial.launch.cluster) as port:
         command = trial.train_command(resume=checkpoint is not None, port=port)
@@ -312,7 +318,7 @@ def _train(trial: Trial, run: Callable[..., float], say: Callable[[str], object]
     facts = dict(
         checkpoint=checkpoint.name,
         sha256=compute_sha256(checkpoint),
-        seconds_of_last_go=round(seconds),
+        seconds=round(seconds),  # since its last start
         memory_mb=max(memory) if memory else None,
         log=log.name,
     )

@@ -26,6 +26,31 @@ def compute_fingerprint(facts: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@contextmanager
+def lock_folder(path: Path, report: Callable[[str], object]) -> Iterator[int]:
+    """Let one process at a time work in a folder, which is made where it is missing.
+
+    Args:
+        path: The folder.
+        report: Takes a line if another process has to be waited for.
+
+    Yields:
+        A file descriptor. A child process that inherits it keeps the lock, so that a training that
+        outlives a killed parent is waited for, not started a second time beside it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    file = os.open(path / 'lock', os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f'another process is at work in {path}; waiting for it')
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+    finally:
+        os.close(file)
+
+
 class RowFolder:
     """The folder of a row and a seed.
 
@@ -52,26 +77,6 @@ class RowFolder:
         """Note that a stage is finished."""
         state = {**self.read(), stage: facts}
         write_file(self.path / STATE, json.dumps(state, indent=2) + '\n')
-
-    @contextmanager
-    def lock(self, report: Callable[[str], object]) -> Iterator[int]:
-        """Let one process at a time work in the folder; others wait.
-
-        Yields:
-            A file descriptor. A child process that inherits it keeps the lock, so that a training
-            that outlives a killed parent is waited for, not started a second time beside it.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path / 'lock', os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                report(f'another process is at work in {self.path}; waiting for it')
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
-        finally:
-            os.close(file)
 
     def find_checkpoint(self) -> Path | None:
         """Return the last checkpoint that is whole; None if there is none.

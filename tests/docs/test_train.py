@@ -1,22 +1,19 @@
 """Every command that trains or tests: its config, its options, and its learning rate."""
 
-import argparse
-import importlib
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip('mim')
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from contnet_mm.apis.config import find_config
 from contnet_mm.apis.launch import library_of
-from contnet_mm.doctor.facts import origin
 from contnet_mm.reproduce.launch import Cluster, plan_launch, show_command
 from tests.helpers import ROOT
+from tests.mim_commands import changes_of, known_options, parse
 
 PAGE = (ROOT / 'docs' / 'train.md').read_text()
 ROWS = re.findall(r'^\| (\d+) \| (\d+) \| `(mim train .*?)` \|$', PAGE, re.MULTILINE)
@@ -39,13 +36,6 @@ COMMANDS = commands_of(PAGE)
 ALL_COMMANDS = sorted({c for page in PAGES for c in commands_of(page.read_text())})
 
 
-def parse(command):
-    """Return what mim understands of a command, as a dict."""
-    _, verb, *words = shlex.split(command)
-    cli = importlib.import_module(f'mim.commands.{verb}').cli
-    return {'verb': verb, **cli.make_context(verb, words).params}
-
-
 def path_of(said):
     """Return the file of a command's config, which mim finds by its name alone if it is ours."""
     ours = said.get('package') == 'contnet_mm'
@@ -55,9 +45,7 @@ def path_of(said):
 def read_config(said):
     """Return the config of a command with its --cfg-options merged."""
     config = Config.fromfile(path_of(said))
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    config.merge_from_dict(parser.parse_known_args(said['other_args'])[0].cfg_options)
+    config.merge_from_dict(changes_of(said))
     return config
 
 
@@ -77,9 +65,8 @@ def test_command_names_a_config_and_options_that_exist(command):
     assert path_of(said).is_file()
     library = library_of(str(path_of(said)))
     assert said['package'] in (library, 'contnet_mm')
-    script = Path(origin(library)).parent / '.mim' / 'tools' / f'{said["verb"]}.py'
-    known = set(re.findall(r"'(--[\w-]+)'", script.read_text()))
-    assert {word for word in said['other_args'] if word.startswith('--')} <= known
+    names = {word for word in said['other_args'] if word.startswith('--')}
+    assert names <= known_options(library, said['verb'])
 
 
 # Other pages show what a training starts from; where they name GPUs, the batch follows.

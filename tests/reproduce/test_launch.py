@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmengine.config import Config
 
 from contnet_mm.apis.config import read_config
 from contnet_mm.reproduce.launch import Cluster, count_images, make_test_command, plan_launch
@@ -106,8 +105,3 @@ def test_options_and_seed_reach_training_and_test(plan):
     assert '--resume' in train and '--auto-scale-lr' in train
     test = make_test_command(RETINANET, 'mmdet', launch.cluster, 'x.pth', 'here', options)
     assert test[-4:] == ['--work-dir', 'here', '--cfg-options', 'model.backbone.avg_down=True']
-
-
-def test_a_config_without_a_base_batch_cannot_be_planned_by_accident():
-    with pytest.raises(AttributeError):
-        plan_launch('x.py', Config(dict(train_dataloader=dict(batch_size=2))), Cluster(0))

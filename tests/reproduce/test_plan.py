@@ -1,41 +1,20 @@
 """The plan of every table, on any number of GPUs, holds commands that the libraries take."""
 
-import argparse
-import functools
-import importlib
-import re
-import shlex
-from pathlib import Path
-
 import pytest
-from mmengine.config import DictAction
 
 pytest.importorskip('mim')
 
 from contnet_mm.apis.config import read_config as read_config_of_ours
-from contnet_mm.doctor.facts import origin
 from contnet_mm.reproduce import run
 from contnet_mm.reproduce.launch import Cluster
 from contnet_mm.reproduce.plan import render_plan
 from contnet_mm.reproduce.rows import list_tables, read_rows
 from contnet_mm.reproduce.run import make_trials
 from tests.helpers import ROOT, run_tool
+from tests.mim_commands import changes_of, known_options, parse
 
 CLUSTERS = [Cluster(1), *(Cluster(n, 'pytorch') for n in (2, 4, 8)), Cluster(8, 'slurm', 'part')]
 TABLES = [table for table in list_tables() if table != 'demo']
-
-
-def parse(command):
-    """Return what mim understands of a command, as a dict."""
-    _, verb, *words = shlex.split(command)
-    cli = importlib.import_module(f'mim.commands.{verb}').cli
-    return {'verb': verb, **cli.make_context(verb, words).params}
-
-
-@functools.cache
-def known_options(library, verb):
-    script = Path(origin(library)).parent / '.mim' / 'tools' / f'{verb}.py'
-    return set(re.findall(r"'(--[\w-]+)'", script.read_text()))
 
 
 @pytest.fixture
@@ -75,11 +54,8 @@ def check_command(command, trials, text):
         return
     (trial,) = (trial for trial in trials if str(trial.folder.train_dir) in command)
     config = trial.config
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    options = parser.parse_known_args(others)[0].cfg_options
     images = config.train_dataloader.batch_size
-    batch = said['gpus'] * options.get('train_dataloader.batch_size', images)
+    batch = said['gpus'] * changes_of(said).get('train_dataloader.batch_size', images)
     base = config.auto_scale_lr.base_batch_size
     assert ('--auto-scale-lr' in others) == (batch != base)
     assert trial.launch.lr == pytest.approx(config.optim_wrapper.optimizer.lr * batch / base)

@@ -27,7 +27,7 @@ def make(root, tmp_path):
         )
         for trial in trials:
             if trial.seed < len(values):
-                trial.folder.finish('train', dict(checkpoint='epoch_3.pth', seconds_of_last_go=9))
+                trial.folder.finish('train', dict(checkpoint='epoch_3.pth', seconds=9))
                 top1 = values[trial.seed]
                 trial.folder.finish('test', dict(metrics={'Top 1 Accuracy': top1}, seconds=4))
         failed = {trials[0].folder.path.name: 'the reason\nand more'} if errors else {}
@@ -74,7 +74,7 @@ def test_the_page_shows_spread_difference_and_what_was_left_out(make):
         '| tiny | second | Top 1 Accuracy | 60 |  | 59.80 ± 0.99 (2 seeds) | -0.20 (tolerance 0.3) '
     )
     assert line in text
-    assert ': training 9 s in the last go, test 4 s\n' in text
+    assert ': training 9 s since its last start, test 4 s\n' in text
     assert 'Left out: baseline.' in text and '- PyTorch: ' in text
 
 

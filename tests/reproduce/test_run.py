@@ -161,7 +161,7 @@ def test_a_second_program_waits_for_the_first(root, trace, tmp_path):
 
 def test_a_training_that_outlives_the_program_is_waited_for(root, trace, tmp_path):
     (trial, *_) = trials_of(root, tmp_path / 'work')
-    with trial.folder.lock(print) as lock:
+    with state.lock_folder(trial.folder.path, print) as lock:
         training = subprocess.Popen(['sleep', '600'], pass_fds=[lock])
     waiting = fork.Process(target=run, args=(root, tmp_path / 'work'))
     waiting.start()
