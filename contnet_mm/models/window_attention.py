@@ -359,7 +359,9 @@ def _bias_grad_of(group: WindowGroup, bias: Tensor, logits_grad: Tensor) -> Tens
         return grad
     rank = torch.as_tensor(group.rank, device=bias.device)
     heads = torch.arange(len(bias), device=bias.device)[:, None, None]
-    return torch.zeros_like(bias).index_put((heads, rank[:, None], rank), grad)
+    # The bias may have heads innermost, but the compiler was promised a contiguous gradient.
+    zeros = torch.zeros_like(bias, memory_format=torch.contiguous_format)
+    return zeros.index_put((heads, rank[:, None], rank), grad)
 
 
 class _Grouped(torch.autograd.Function):
