@@ -351,10 +351,12 @@ def _make_layout(
         rank = np.argsort(window_permutation(size, size, (size, min(sizes)))).astype(np.int32)
         rank = rank[position_index]
         more: dict = {}
-        if way in (Way.GROUPED, Way.OPERATOR):
+        if way is Way.GROUPED:
             more['groups'] = _window_groups(height, width, sizes, size, rank)
         elif way is Way.CUMULATIVE:
             more['runs'] = _window_runs(starts, len(rank), batch, send)
+        elif way is Way.OPERATOR:
+            pass  # it makes its own groups, of which the compiler shall know nothing
         elif is_traced and way is Way.PADDED or len(starts) * size**2 > len(rank):
             repeats = batch if way is Way.PADDED else 1
             more['padding'] = _pad_windows(starts, rank, size**2, repeats, send)
