@@ -2,6 +2,7 @@
 
 import functools
 import os
+import subprocess
 from importlib.util import find_spec
 
 import mmengine.config.utils
@@ -54,3 +55,19 @@ def fixed_seed():
 def thin_arch():
     """An arch that keeps the shape of the real ones and runs in milliseconds."""
     return dict(THIN_ARCH)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of half a megabyte."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=512k', 'contnet_mm_test', str(folder)]
+    try:
+        result = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip('there is no command mount')
+    if result.returncode:
+        pytest.skip(f'a file system cannot be mounted here: {result.stderr.strip()}')
+    yield folder
+    subprocess.run(['umount', str(folder)], check=True)

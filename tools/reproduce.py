@@ -99,9 +99,12 @@ def main() -> int:
         parser.exit(130, 'interrupted; run the same command to go on\n')
     report = make_report(trials, [stage for stage in STAGES if stage not in stages], outcome)
     if 'summary' in stages:
-        write_file(args.work_dir / 'report.json', json.dumps(report, indent=2) + '\n')
-        write_file(args.work_dir / 'report.md', render_report(report))
-        draw_report(report, args.work_dir / 'report.png')
+        try:
+            write_file(args.work_dir / 'report.json', json.dumps(report, indent=2) + '\n')
+            write_file(args.work_dir / 'report.md', render_report(report))
+            draw_report(report, args.work_dir / 'report.png')
+        except OSError as error:
+            parser.exit(1, f'the report cannot be written: {error}; run the same command again\n')
         say(f'\n{render_report(report)}\nreport: {args.work_dir}/report.{{json,md,png}}')
     return int(is_bad(report))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 POLL = 0.5  # seconds
 REPORT_EVERY = 60  # seconds
+FULL_DISK = 1 << 16  # bytes that are left
 FIRST_REPORT = 100  # iterations, after which MMEngine's estimate of the time left has settled
 ERROR = re.compile(r'(?:\[rank\d+\]: )?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)(?::|$).*)')
 # By these launchers say that what they have started has failed.
@@ -66,8 +68,12 @@ def run_command(
                 if progress:
                     report(progress)
     if process.returncode:
+        is_full = (
+            shutil.disk_usage(log.parent).free < FULL_DISK
+        )  # the log could not be written then
+        reason = 'No space left on device' if is_full else read_reason(log)
         raise CommandError(
-            f'{read_reason(log)} (status {process.returncode} of {" ".join(command)}; see {log})'
+            f'{reason} (status {process.returncode} of {" ".join(command)}; see {log})'
         )
     return time.monotonic() - begin
 

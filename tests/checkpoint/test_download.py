@@ -243,22 +243,6 @@ def test_a_file_that_may_not_grow_keeps_what_has_come_and_goes_on(server, target
     assert server.ranges[-1] == f'bytes={kept}-'
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of half a megabyte."""
-    folder = tmp_path / 'disk'
-    folder.mkdir()
-    mount = ['mount', '-t', 'tmpfs', '-o', 'size=512k', 'contnet_mm_test', str(folder)]
-    try:
-        result = subprocess.run(mount, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip('there is no command mount')
-    if result.returncode:
-        pytest.skip(f'a file system cannot be mounted here: {result.stderr.strip()}')
-    yield folder
-    subprocess.run(['umount', str(folder)], check=True)
-
-
 def test_a_full_disk_keeps_what_has_come_and_goes_on_with_room(server, small_disk):
     target = small_disk / 'weights.pth'
     reason = 'No space left on device'

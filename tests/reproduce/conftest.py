@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from contnet_mm.reproduce import process
+
 NUM_EPOCHS = 3
 CONFIG = f"""
 default_scope = 'mmpretrain'
@@ -57,11 +59,24 @@ MIM = """\
 import json, os, shutil, signal, sys, time
 from pathlib import Path
 
+def fill(path):
+    with open(path, 'wb', buffering=0) as file:
+        while True:
+            try:
+                file.write(bytes(4096))
+            except OSError:
+                return
+
 def passes(point):
     with open(os.environ['TRACE'], 'a') as trace:
         trace.write(point + chr(10))
     if os.environ.get('KILL_AT') == point:
         os.killpg(0, signal.SIGKILL)
+    if os.environ.get('KILL_PARENT_AT') == point:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(1)
+    if os.environ.get('FILL_AT') == point:
+        fill(os.environ['FILLER'])
     if os.environ.get('FAIL_AT') == point:
         sys.exit('a failure of its own')
 
@@ -118,5 +133,6 @@ def trace(tmp_path, monkeypatch):
     mim.write_text(text)
     mim.chmod(mim.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv('PATH', f'{folder}{os.pathsep}{os.environ["PATH"]}')
+    monkeypatch.setattr(process, 'POLL', 0.02)
     monkeypatch.setenv('TRACE', str(folder / 'trace'))
     return folder / 'trace'

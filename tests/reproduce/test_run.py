@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 
 import pytest
 
@@ -84,9 +83,12 @@ def test_what_is_finished_is_not_run_again(root, trace, tmp_path):
     assert trace.read_text() == before
 
 
-def test_other_options_are_another_training(root, trace, tmp_path):
+@pytest.mark.parametrize(
+    'option', [{'optim_wrapper.optimizer.lr': 0.1}, {'model.backbone.avg_down': True}]
+)
+def test_other_options_are_another_training(root, trace, tmp_path, option):
     run(root, tmp_path / 'work')
-    run(root, tmp_path / 'work', **{'optim_wrapper.optimizer.lr': 0.1})
+    run(root, tmp_path / 'work', **option)
     assert finished_epochs(trace) == sorted(2 * ALL_EPOCHS)
 
 
@@ -160,17 +162,12 @@ def test_a_second_program_waits_for_the_first(root, trace, tmp_path):
 
 
 def test_a_training_that_outlives_the_program_is_waited_for(root, trace, tmp_path):
-    (trial, *_) = trials_of(root, tmp_path / 'work')
-    with state.lock_folder(trial.folder.path, print) as lock:
-        training = subprocess.Popen(['sleep', '600'], pass_fds=[lock])
-    waiting = fork.Process(target=run, args=(root, tmp_path / 'work'))
-    waiting.start()
-    waiting.join(2)
-    assert waiting.exitcode is None and not trace.exists()
-    training.kill()
-    training.wait()
-    waiting.join(60)
-    assert waiting.exitcode == 0 and finished_epochs(trace) == ALL_EPOCHS
+    environ = dict(KILL_PARENT_AT='second epoch 2 starts')
+    work_dir = tmp_path / 'work'
+    assert run_elsewhere(root, work_dir, environ=environ) == -signal.SIGKILL
+    assert trace.read_text().splitlines()[-1] == 'second epoch 2 starts'
+    assert results(run(root, work_dir)) == EXPECTED
+    assert finished_epochs(trace) == ALL_EPOCHS  # nothing was trained beside it
 
 
 def test_rows_side_by_side_have_their_own_gpus_and_ports(root, trace, tmp_path, monkeypatch):
@@ -201,3 +198,18 @@ def test_a_full_disk_is_an_error_that_leaves_finished_rows(root, trace, tmp_path
     assert verdicts == {'first': 'failed', 'second': 'below'}
     (failed,) = (row for row in report['rows'] if row['name'] == 'first')
     assert 'No space left' in failed['trials'][0]['error']
+
+
+@pytest.mark.parametrize('point', ['first epoch 2 starts', 'first epoch 3 ends', 'test first ends'])
+def test_a_disk_that_fills_up_stops_no_number(root, trace, small_disk, monkeypatch, point):
+    monkeypatch.setenv('FILL_AT', point)
+    monkeypatch.setenv('FILLER', str(small_disk / 'filler'))
+    report = run(root, small_disk / 'work')
+    verdicts = {row['name']: row['verdict'] for row in report['rows']}
+    assert verdicts == {'second': 'below', 'first': 'failed'}
+    (failed,) = (row for row in report['rows'] if row['name'] == 'first')
+    assert 'No space left on device' in failed['trials'][0]['error']
+    monkeypatch.delenv('FILL_AT')
+    (small_disk / 'filler').unlink()
+    assert results(run(root, small_disk / 'work')) == EXPECTED
+    assert finished_epochs(trace) == ALL_EPOCHS
