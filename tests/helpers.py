@@ -1,13 +1,16 @@
 """What the tests share: the checkout, its tools, networks whose every tensor matters."""
 
+import io
 import os
+import runpy
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from mmengine.logging import MMLogger
 from torch import nn
 
 from contnet_mm import ConTNet
@@ -23,9 +26,28 @@ def run_python(*args, cwd=None, **environ):
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True)
 
 
-def run_tool(name, *args, cwd=None, **environ):
-    """Run a tool of ours in a new process; `name` is that of its file without .py."""
-    return run_python(ROOT / 'tools' / f'{name}.py', *args, cwd=cwd, **environ)
+def run_script(path, *args, cwd=None):
+    """Run a script in this process, where all is imported; the result is as of a new one."""
+    out, err, folder, status = io.StringIO(), io.StringIO(), os.getcwd(), 0
+    words = [str(path), *map(str, args)]
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, 'argv', words):
+        try:
+            os.chdir(cwd or folder)
+            with patch.object(sys, 'path', [*sys.path]):
+                runpy.run_path(words[0], run_name='__main__')
+        except SystemExit as end:
+            status = end.code or 0
+        finally:
+            os.chdir(folder)
+            logger.setLevel(level)  # a script may set it, for its own process
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def run_tool(name, *args, cwd=None):
+    """Run a tool of ours as :func:`run_script` does; `name` is that of its file without .py."""
+    return run_script(ROOT / 'tools' / f'{name}.py', *args, cwd=cwd)
 
 
 class RunsCode:

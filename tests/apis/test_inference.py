@@ -1,8 +1,6 @@
 """One image through the inferencer of each library: the picture, the lines, the refusals."""
 
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from contnet_mm.apis.config import read_config
 from contnet_mm.apis.inference import load_inferencer, predict_image, read_image, write_picture
 from contnet_mm.checkpoint.read import read_checkpoint
 from tests.conftest import THIN_ARCH
-from tests.helpers import ROOT, RunsCode
+from tests.helpers import ROOT, RunsCode, run_tool
 
 DEMO = ROOT / 'configs' / 'demo'
 SIZE = (90, 70)  # height and width
@@ -79,17 +77,12 @@ def make_model(folder, scope, winner=3, meta=None):
     ('scope', 'line'),
     [('mmdet', 'three 1.000 box'), ('mmseg', 'wall 100.0%'), ('mmpretrain', 'three 1.000')],
 )
-def test_script_draws_and_prints_what_each_library_predicts(
-    scope, line, image, tmp_path, monkeypatch, capsys
-):
+def test_script_draws_and_prints_what_each_library_predicts(scope, line, image, tmp_path):
     meta = None if scope == 'mmseg' else {'dataset_meta': {'classes': DIGITS}}
     config, checkpoint = make_model(tmp_path, scope, meta=meta)
     out = tmp_path / 'new' / 'picture.png'
-    script = str(ROOT / 'tools' / 'image_demo.py')
-    args = [str(image), str(config), str(checkpoint), '--out', str(out), '--device', 'cpu']
-    monkeypatch.setattr(sys, 'argv', [script, *args])
-    runpy.run_path(script, run_name='__main__')
-    lines = capsys.readouterr().out.splitlines()
+    args = [image, config, checkpoint, '--out', out, '--device', 'cpu']
+    lines = run_tool('image_demo', *args).stdout.splitlines()
     assert any(text.startswith(line) for text in lines) and lines[-1] == str(out)
     assert not any('Inference' in text for text in lines)  # a progress bar
     picture = read_image(out)
@@ -239,29 +232,23 @@ def test_test_data_inside_a_wrapper_name_classes_and_pipeline(image, tmp_path):
         (['image.png', 'good.py', 'no.pth', '--device', 'cuda:99'], "'cuda:99' cannot be used"),
     ],
 )
-def test_script_names_what_is_wrong(args, message, image, tmp_path, monkeypatch, capsys):
+def test_script_names_what_is_wrong(args, message, image, tmp_path):
     (tmp_path / 'text.png').write_text('no image')
     (tmp_path / 'empty.png').touch()
     (tmp_path / 'empty.py').touch()
     (tmp_path / 'good.py').write_text("default_scope = 'mmdet'")
-    script = str(ROOT / 'tools' / 'image_demo.py')
-    monkeypatch.setattr(sys, 'argv', [script, *args])
-    with pytest.raises(SystemExit, match='2'):
-        runpy.run_path(script, run_name='__main__')
-    assert message in capsys.readouterr().err
+    result = run_tool('image_demo', *args)
+    assert result.returncode == 2 and message in result.stderr
     assert not (tmp_path / 'image_demo.png').exists()
 
 
-def test_script_names_a_folder_that_cannot_be_written(image, monkeypatch, capsys):
+def test_script_names_a_folder_that_cannot_be_written(image, monkeypatch):
     monkeypatch.setattr(
         'contnet_mm.apis.inference.predict_image', lambda *_: (np.zeros((4, 5, 3), np.uint8), [])
     )
-    script = str(ROOT / 'tools' / 'image_demo.py')
-    args = [str(image), 'good.py', 'no.pth', '--out', f'{image}/out.png']  # below a file
-    monkeypatch.setattr(sys, 'argv', [script, *args])
-    with pytest.raises(SystemExit, match='2'):
-        runpy.run_path(script, run_name='__main__')
-    assert str(image) in capsys.readouterr().err
+    out = f'{image}/out.png'  # below a file
+    result = run_tool('image_demo', image, 'good.py', 'no.pth', '--out', out)
+    assert result.returncode == 2 and str(image) in result.stderr
 
 
 @pytest.mark.parametrize('block', DOC_BLOCKS, ids=lambda block: block.split('configs/')[1][:8])

@@ -1,8 +1,6 @@
 """Finding configs and tools by name, and handing over to the library that a config is for."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ from mmengine.config import Config
 
 from contnet_mm.apis import config as api_config
 from contnet_mm.apis import launch
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_script
 
 DEMO = 'retinanet_contnet-ti_fpn_demo.py'
 HELP = {'mmdet': 'Train a detector', 'mmseg': 'Train a segmentor', 'mmpretrain': 'Train a model'}
@@ -29,18 +27,12 @@ def configs(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run():
     """Run a script as ``python script arguments``; returns exit status, output and errors."""
 
     def run(script, *arguments):
-        monkeypatch.setattr(sys, 'argv', [str(script), *arguments])
-        monkeypatch.setattr(sys, 'path', list(sys.path))
-        status = 0
-        try:
-            runpy.run_path(str(script), run_name='__main__')
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capsys.readouterr()
+        result = run_script(script, *arguments)
+        return result.returncode, result.stdout, result.stderr
 
     return run
 

@@ -1,7 +1,5 @@
 """Counting operations: small networks, whose counts can be worked out by hand."""
 
-import re
-import runpy
 import subprocess
 import sys
 import types
@@ -27,7 +25,7 @@ from contnet_mm.benchmark.count import (
 )
 from contnet_mm.benchmark.plan import Size
 from contnet_mm.models.window_attention import HAS_EFFICIENT_ATTENTION
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_tool
 
 TOOL = ROOT / 'tools' / 'count_operations.py'
 SMALL = Size(1, 64, 96)
@@ -368,26 +366,20 @@ def test_table_shows_both_passes_and_gb():
     assert len({line.count('|') for line in [*render_head().splitlines(), row]}) == 1
 
 
-def run_tool(monkeypatch, *words):
-    monkeypatch.setattr(sys, 'argv', [str(TOOL), *words])
-    runpy.run_path(str(TOOL), run_name='__main__')
-
-
-def test_tool_prints_a_line_for_each_size_dtype_and_network(monkeypatch, capsys):
+def test_tool_prints_a_line_for_each_size_dtype_and_network(monkeypatch):
     monkeypatch.setattr(count, 'count_in_new_process', count_network)
     words = ['--networks', 'resnet50', 'contnet-ti', '--sizes', '64x96', '2x64x64', '64x96']
-    run_tool(monkeypatch, *words, '--dtypes', 'float32', 'bfloat16-pure')
-    lines = capsys.readouterr().out.splitlines(keepends=True)
+    result = run_tool('count_operations', *words, '--dtypes', 'float32', 'bfloat16-pure')
+    lines = result.stdout.splitlines(keepends=True)
     assert ''.join(lines[:2]) == render_head() and len(lines) == 2 + 2 * 2 * 2
     assert lines[2] == render_row('resnet50', SMALL, 'float32', count_network('resnet50', SMALL))
 
 
 @pytest.mark.parametrize('size', ['multiscale', '31x64'])
-def test_tool_refuses_what_is_no_size(monkeypatch, capsys, size):
-    with pytest.raises(SystemExit):
-        run_tool(monkeypatch, '--sizes', size)
-    output = capsys.readouterr()
-    assert re.search(f'error: size {size!r}', output.err) and not output.out
+def test_tool_refuses_what_is_no_size(size):
+    result = run_tool('count_operations', '--sizes', size)
+    assert result.returncode == 2 and not result.stdout
+    assert f'error: size {size!r}' in result.stderr
 
 
 @pytest.mark.slow

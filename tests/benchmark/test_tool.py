@@ -1,27 +1,20 @@
 """The script of the benchmark: what it writes, survives and refuses."""
 
 import json
-import runpy
-import sys
 
 import pytest
 
 from contnet_mm.benchmark.run import Benchmark, Result
-from tests.helpers import ROOT
-
-TOOL = ROOT / 'tools' / 'benchmark.py'
+from tests.helpers import ROOT, run_tool
 
 
-def test_script_writes_results_and_tables_without_local_paths(tmp_path, monkeypatch, capsys):
+def test_script_writes_results_and_tables_without_local_paths(tmp_path, monkeypatch):
     words = ['--sizes', '64x64', '--modes', 'eager', '--dtypes', 'float32', '--rounds', '1']
     words += ['--networks', 'contnet-ti', 'plain-ti', 'resnet50', '--no-memory']
-    command = [str(TOOL), *words, f'--out-dir={tmp_path}', '--device', 'cpu']
-    monkeypatch.setattr(sys, 'argv', command)
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', 'is put back after the test')
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(TOOL), run_name='__main__')
-    assert end.value.code == 0
-    assert '[1/3] 1x64x64 inference contnet-ti eager float32: ' in capsys.readouterr().out
+    result = run_tool('benchmark', *words, f'--out-dir={tmp_path}', '--device', 'cpu')
+    assert result.returncode == 0
+    assert '[1/3] 1x64x64 inference contnet-ti eager float32: ' in result.stdout
     content = json.loads((tmp_path / 'benchmark.json').read_text())
     results = content.pop('results')
     passes = [result['case']['pass_name'] for result in results]
@@ -36,7 +29,7 @@ def test_script_writes_results_and_tables_without_local_paths(tmp_path, monkeypa
     assert '/' not in ''.join(map(str, content.values())).replace('tools/benchmark.py', '')
 
 
-def test_script_that_is_interrupted_writes_what_is_done_and_says_so(tmp_path, monkeypatch, capsys):
+def test_script_that_is_interrupted_writes_what_is_done_and_says_so(tmp_path, monkeypatch):
     def run(self, cases, shapes):
         self.results += [Result(cases[0], seconds=[1.0]), Result(cases[1])]
         self.save()
@@ -44,11 +37,9 @@ def test_script_that_is_interrupted_writes_what_is_done_and_says_so(tmp_path, mo
 
     monkeypatch.setattr(Benchmark, 'run', run)
     words = ['--sizes', '64x64', '--networks', 'resnet50', '--device', 'cpu']
-    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *words, '--out-dir', str(tmp_path)])
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', 'is put back after the test')
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(TOOL), run_name='__main__')
-    assert end.value.code == 130 and 'interrupted' in capsys.readouterr().err
+    result = run_tool('benchmark', *words, '--out-dir', tmp_path)
+    assert result.returncode == 130 and 'interrupted' in result.stderr
     content = json.loads((tmp_path / 'benchmark.json').read_text())
     assert content['results'][0]['seconds'] == [1.0]
     assert '*not run*' in (tmp_path / 'benchmark.md').read_text()
@@ -67,9 +58,7 @@ def test_script_that_is_interrupted_writes_what_is_done_and_says_so(tmp_path, mo
         (['--passes', 'training', '--dtypes', 'bfloat16-pure'], 'nothing to run'),
     ],
 )
-def test_script_names_what_is_wrong(words, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *words, '--out-dir', str(tmp_path)])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(TOOL), run_name='__main__')
-    assert end.value.code == 2 and message in capsys.readouterr().err
+def test_script_names_what_is_wrong(words, message, tmp_path):
+    result = run_tool('benchmark', *words, '--out-dir', tmp_path)
+    assert result.returncode == 2 and message in result.stderr
     assert not list(tmp_path.iterdir())

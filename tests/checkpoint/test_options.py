@@ -24,7 +24,7 @@ from contnet_mm.checkpoint.options import RECORD, find_record, make_record
 from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.write import encode_checkpoint
 from tests.conftest import THIN_ARCH
-from tests.helpers import ROOT, run_tool
+from tests.helpers import ROOT, run_python
 from tests.tiny_runner import train_briefly
 
 # An option, and what else it can be.
@@ -269,11 +269,12 @@ def test_the_commands_train_with_an_option_and_refuse_to_test_without(tmp_path):
     config.dump(tmp_path / 'config.py')
     with_option = ('--cfg-options', 'model.backbone.avg_down=True')
     here = ('--work-dir', tmp_path / 'work')
-    trained = run_tool('train', tmp_path / 'config.py', *here, *with_option)
+    config = tmp_path / 'config.py'
+    trained = run_python(ROOT / 'tools/train.py', config, *here, *with_option)
     assert trained.returncode == 0, trained.stderr
     checkpoint = tmp_path / 'work' / 'epoch_1.pth'
-    tested = run_tool('test', tmp_path / 'config.py', checkpoint, *here)
+    tested = run_python(ROOT / 'tools/test.py', config, checkpoint, *here)
     assert tested.returncode != 0 and 'accuracy' not in tested.stdout
     assert BOTH_SIDES in tested.stderr
-    tested = run_tool('test', tmp_path / 'config.py', checkpoint, *here, *with_option)
+    tested = run_python(ROOT / 'tools/test.py', config, checkpoint, *here, *with_option)
     assert tested.returncode == 0 and 'accuracy/top1' in tested.stdout, tested.stderr

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ from contnet_mm.datasets.demo.cityscapes import DIGIT_LABELS, label_maps
 from contnet_mm.datasets.demo.coco import describe_mask
 from contnet_mm.datasets.demo.imagenet import crop_digit
 from contnet_mm.datasets.demo.scenes import SceneMaker
-from tests.helpers import ROOT
+from tests.helpers import run_tool
 
 # pycocotools' arrays predate NumPy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation')
@@ -383,22 +381,17 @@ def test_most_crowded_options_still_find_room():
     assert all(len(maker.make('train', index).digits) == 2 for index in range(20))
 
 
-def run_script(*args):
-    script = ROOT / 'tools' / 'make_demo_data.py'
-    return subprocess.run([sys.executable, script, *args], capture_output=True, text=True)
-
-
 def test_script_helps():
-    result = run_script('--help')
+    result = run_tool('make_demo_data', '--help')
     assert result.returncode == 0 and '--digit-height' in result.stdout
 
 
 def test_script_makes_and_then_keeps(tmp_path):
     args = ['--out', tmp_path / 'data', '--num-train', '1', '--num-val', '1']
-    assert 'made' in run_script(*args).stdout
-    assert 'already there' in run_script(*args).stdout
+    assert 'made' in run_tool('make_demo_data', *args).stdout
+    assert 'already there' in run_tool('make_demo_data', *args).stdout
 
 
 def test_script_names_a_bad_value(tmp_path):
-    result = run_script('--out', tmp_path / 'data', '--seed', '-1')
+    result = run_tool('make_demo_data', '--out', tmp_path / 'data', '--seed', '-1')
     assert result.returncode == 2 and 'seed must be at least 0, got -1' in result.stderr

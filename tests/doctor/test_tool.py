@@ -12,7 +12,7 @@ import pytest
 from contnet_mm.doctor import facts
 from contnet_mm.doctor.commands import OPENMMLAB
 from contnet_mm.doctor.facts import LIBRARIES
-from tests.helpers import ROOT, run_python, run_tool
+from tests.helpers import ROOT, run_python
 
 TOOL = ROOT / 'tools' / 'doctor.py'
 
@@ -39,7 +39,7 @@ def test_tool_runs_in_a_bare_environment_and_says_what_is_missing(tmp_path):
 
 
 def test_tool_refuses_unknown_libraries():
-    result = run_tool('doctor', '--need', 'mmcls')
+    result = run_python(TOOL, '--need', 'mmcls')
     assert result.returncode == 2 and "'mmcls'" in result.stderr
 
 
@@ -58,7 +58,7 @@ def test_tool_runs_from_where_a_wheel_puts_it(tmp_path, package):
 )
 def test_nothing_is_found_in_this_environment():
     path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    result = run_tool('doctor', '--need', *LIBRARIES, PATH=path, CUDA_VISIBLE_DEVICES='')
+    result = run_python(TOOL, '--need', *LIBRARIES, PATH=path, CUDA_VISIBLE_DEVICES='')
     assert result.returncode == 0, result.stdout + result.stderr
     assert 'All is well.' in result.stdout
     for library in LIBRARIES:

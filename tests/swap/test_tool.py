@@ -1,7 +1,6 @@
 """tools/swap_backbone.py writes a config that trains with ConTNet, or says why not."""
 
 import os
-import runpy
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ from mmengine.logging import MMLogger
 
 from contnet_mm.swap.plan import plan_swap
 from contnet_mm.swap.text.difference import first_difference, to_plain
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_tool
 
 TOOL = ROOT / 'tools' / 'swap_backbone.py'
 CLASSIFIER = """
@@ -49,18 +48,12 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys):
-    """Run the tool in this process; give its status, output and errors."""
+def run(folder):
+    """Run the tool; give its status, output and errors."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
-        status = 0
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as error:
-            status = error.code
-        seen = capsys.readouterr()
-        return status, seen.out, seen.err
+        result = run_tool('swap_backbone', *arguments)
+        return result.returncode, result.stdout, result.stderr
 
     return run
 

@@ -1,13 +1,11 @@
 """Reading and plotting MMEngine's logs of a training and of the runs that resumed it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from contnet_mm.apis.training_log import read_training_log
-from tests.helpers import ROOT
+from tests.helpers import run_tool
 
 
 def train_line(iteration, loss, epoch=None):
@@ -25,10 +23,9 @@ def write_run(work_dir, stamp, lines):
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
-def run_script(*arguments):
+def run(*arguments):
     pytest.importorskip('matplotlib')
-    script = ROOT / 'tools' / 'plot_training.py'
-    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
+    return run_tool('plot_training', *arguments)
 
 
 def test_one_run_gives_its_curves(tmp_path):
@@ -96,16 +93,16 @@ def test_the_picture_shows_losses_and_metrics(tmp_path):
     for number, (loss, value) in enumerate([(1.0, None), (1.0, 0.1), (2.0, 0.1)]):
         lines = [train_line(10, loss, 1), *([val_line(1, value)] if value else [])]
         write_run(tmp_path / str(number), '20260101_000000', lines)
-        run_script(tmp_path / str(number)).check_returncode()
+        run(tmp_path / str(number)).check_returncode()
         pictures.append(image.imread(tmp_path / str(number) / 'training.png'))
     assert (pictures[0] != pictures[1]).any() and (pictures[1] != pictures[2]).any()
 
 
 def test_script_refuses_another_kind_of_picture(tmp_path):
-    result = run_script(tmp_path, '--out', 'a.pdf')
+    result = run(tmp_path, '--out', 'a.pdf')
     assert result.returncode == 2 and '--out must end in .png, got a.pdf' in result.stderr
 
 
 def test_script_names_the_missing_directory(tmp_path):
-    result = run_script(tmp_path / 'nowhere')
+    result = run(tmp_path / 'nowhere')
     assert result.returncode == 2 and 'is no directory' in result.stderr
