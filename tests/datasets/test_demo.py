@@ -57,7 +57,9 @@ def label_files(data, part, kind):
     return sorted((data / 'cityscapes/gtFine' / part / 'demo').glob(f'*_gtFine_{kind}'))
 
 
-def test_equal_seeds_give_equal_bytes(data, tmp_path):
+@pytest.mark.parametrize('many', [build.MANY, 3], ids=['here', 'other processes'])
+def test_equal_seeds_give_equal_bytes(data, tmp_path, monkeypatch, many):
+    monkeypatch.setattr(build, 'MANY', many)
     make_demo_data(tmp_path / 'again', OPTIONS)
     assert digest(tmp_path / 'again') == digest(data)
 

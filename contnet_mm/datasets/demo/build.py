@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
 
 from .cityscapes import open_cityscapes, write_cityscapes
 from .coco import open_coco, write_coco
 from .imagenet import write_crops
 from .options import DemoOptions
-from .scenes import SceneMaker
+from .scenes import Scene, SceneMaker
 from .sources import NUM_CLASSES, PARTS, find_photographs
 
 SETTINGS_NAME = 'settings.json'
 GENERATOR = 'contnet_mm.demo'
 # Raise whenever equal options give other files than before.
 VERSION = 2
+MANY = 64  # scenes: from here on other processes are worth their start
 
 
 def make_demo_data(
@@ -94,16 +98,40 @@ def _is_kept(out: Path, settings: dict, overwrite: bool) -> bool:
     return not (differences or overwrite)
 
 
+def _start_worker(options: DemoOptions) -> None:
+    global _maker
+    _maker = SceneMaker(options)
+
+
+def _make_scene(part: str, index: int) -> Scene:
+    return _maker.make(part, index)
+
+
+def _make_scenes(options: DemoOptions, part: str) -> Iterator[Scene]:
+    """Make the scenes of a part in order, many of them in other processes."""
+    number = options.num_images(part)
+    if number < MANY:
+        _start_worker(options)
+        yield from map(_make_scene, repeat(part), range(number))
+        return
+    with ProcessPoolExecutor(initializer=_start_worker, initargs=(options,)) as pool:
+        ahead: deque[Future[Scene]] = deque()
+        for index in range(number):
+            ahead.append(pool.submit(_make_scene, part, index))
+            if len(ahead) == MANY:  # a scene takes half a megabyte
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
 def _write_all(root: Path, options: DemoOptions, on_image: Callable[[], object]) -> None:
-    maker = SceneMaker(options)
     for part in PARTS:
         coco = open_coco(root / 'coco', part)
         cityscapes = open_cityscapes(root / 'cityscapes', part)
         crops = root / 'imagenet' / part
         for label in range(NUM_CLASSES):  # even where no digit of it is written
             (crops / str(label)).mkdir(parents=True)
-        for index in range(options.num_images(part)):
-            scene = maker.make(part, index)
+        for scene in _make_scenes(options, part):
             write_crops(scene, crops, first=len(coco.annotations) + 1)
             write_coco(scene, root / 'coco' / part, coco)
             write_cityscapes(scene, root / 'cityscapes', part, cityscapes)
