@@ -2,11 +2,13 @@
 
 import contextlib
 import fcntl
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -172,8 +174,47 @@ def test_only_torch_and_torchvision_come_from_the_given_index(made, index, monke
     assert [made.python, '-m', 'pip', 'check'] in calls
     (torch,) = [words for words in calls if 'requirements/onedl-torch.txt' in words]
     option = ['--index-url', index] if index else []
-    assert torch[4:] == [*option, '-r', 'requirements/onedl-torch.txt']
+    assert torch[1:6] == ['-m', 'uv', 'pip', 'install', '--python']
+    assert torch[7:] == [*option, '-r', 'requirements/onedl-torch.txt']
     assert not [words for words in calls if '--index-url' in words and words != torch]
+
+
+def test_what_uv_cannot_install_pip_tries(made, monkeypatch, capsys):
+    calls = []
+
+    def run(env, command, **extra):
+        calls.append(command[1:])
+        if 'uv' in command:
+            raise SetupError('no route to host')
+
+    monkeypatch.setattr(setup, 'run_logged', run)
+    monkeypatch.setattr(setup, 'uv_settings', lambda env: {})
+    setup.install_lock(made, '--no-deps', '-r', 'lock.txt')
+    uv = ['-m', 'uv', 'pip', 'install', '--python', made.python, '--no-deps', '-r', 'lock.txt']
+    assert calls == [uv, ['-m', 'pip', 'install', '--no-deps', '-r', 'lock.txt']]
+    assert 'uv failed' in capsys.readouterr().out
+
+
+def test_uv_is_told_what_pip_is_told_about_indexes(monkeypatch, tmp_path):
+    settings = tmp_path / 'pip.conf'
+    settings.write_text(
+        '[global]\nindex-url = https://mirror.example/simple\ntrusted-host = a.example\n'
+        'extra-index-url =\n    https://one.example/simple\n    https://two.example/simple\n'
+    )
+    for name in [name for name in os.environ if name.startswith('PIP_')]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv('PIP_CONFIG_FILE', str(settings))
+    monkeypatch.setenv('PIP_INDEX_URL', 'https://nearer.example/simple')
+    monkeypatch.setenv('PIP_FIND_LINKS', '/wheels /more')
+    found = environment.uv_settings(SimpleNamespace(python=sys.executable))
+    assert found.pop('UV_INDEX_STRATEGY') == 'unsafe-best-match'
+    expected = {
+        'UV_DEFAULT_INDEX': 'https://nearer.example/simple',
+        'UV_INDEX': 'https://one.example/simple https://two.example/simple',
+        'UV_FIND_LINKS': '/wheels,/more',
+        'UV_INSECURE_HOST': 'a.example',
+    }
+    assert {key: found.get(key) for key in expected} == expected
 
 
 def test_torch_and_torchvision_must_import_together(made):

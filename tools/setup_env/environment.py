@@ -5,6 +5,7 @@ Whatever the user has to fix is raised as a SetupError.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -22,6 +23,18 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = ROOT / 'contnet_mm' / 'doctor' / 'probe.py'
+# Options of pip: the variable of uv, and what separates several values in it.
+UV_NAMES = {
+    'index-url': ('UV_DEFAULT_INDEX', ' '),
+    'extra-index-url': ('UV_INDEX', ' '),
+    'find-links': ('UV_FIND_LINKS', ','),
+    'constraint': ('UV_CONSTRAINT', ' '),
+    'trusted-host': ('UV_INSECURE_HOST', ' '),
+    'cert': ('SSL_CERT_FILE', ' '),
+    'proxy': ('ALL_PROXY', ' '),
+    'timeout': ('UV_HTTP_TIMEOUT', ' '),
+    'default-timeout': ('UV_HTTP_TIMEOUT', ' '),
+}
 RECIPE = '1'  # part of every stamp: raise it when a step starts to do something else
 
 
@@ -117,11 +130,27 @@ def locked(env):
 
 def clean_environ(**extra):
     """Return os.environ without what would lead pip or Python out of the environment."""
-    astray = ('PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_PREFIX', 'PIP_USER', 'VIRTUAL_ENV')
+    astray = ['PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_PREFIX', 'PIP_USER', 'VIRTUAL_ENV']
+    astray += ['UV_TARGET', 'UV_PREFIX', 'UV_SYSTEM_PYTHON']
     kept = {key: value for key, value in os.environ.items() if key not in astray}
-    # Of the modules that pip would compile most are never imported; Python compiles those that are.
-    quick = {'PIP_DISABLE_PIP_VERSION_CHECK': '1', 'PIP_NO_INPUT': '1', 'PIP_NO_COMPILE': '1'}
-    return {**kept, **quick, **extra}
+    return {**kept, 'PIP_DISABLE_PIP_VERSION_CHECK': '1', 'PIP_NO_INPUT': '1', **extra}
+
+
+def uv_settings(env):
+    """Return what pip is told about indexes, as the environment variables of uv.
+
+    uv reads none of pip's files and variables, and whoever has a mirror has named it to pip.
+    """
+    command = [str(env.python), '-m', 'pip', 'config', 'list']
+    said = subprocess.run(command, env=clean_environ(), stdout=subprocess.PIPE, text=True).stdout
+    # Variables come last, since they count most: ":env:.index-url='...'", "global.index-url='...'".
+    lines = sorted(said.splitlines(), key=lambda line: line.startswith(':env:'))
+    found = {}
+    for key, value in re.findall(r"^[\w:]+\.([\w-]+)=('.*'|\".*\")$", '\n'.join(lines), re.M):
+        name, separator = UV_NAMES.get(key, ('', ''))
+        if name:
+            found[name] = separator.join(ast.literal_eval(value).split())
+    return {'UV_INDEX_STRATEGY': 'unsafe-best-match', **found}  # the best of all indexes, as pip
 
 
 def ask(python, *words):
@@ -233,9 +262,9 @@ def make_venv(env, python):
 
 
 def clean_site_packages(env):
-    """Remove what an interrupted pip left, so that pip does not take it for installed.
+    """Remove what an interrupted pip or uv left, so that it is not taken for installed.
 
-    pip writes the file INSTALLER last, and renames what it is about to replace to ~something.
+    Both write the file INSTALLER last, and pip renames what it is about to replace to ~something.
     """
     site = 'lib/python3*/site-packages'
     remove(env.path.glob(f'{site}/~*'))
