@@ -9,10 +9,21 @@ from contnet_mm.version import __version__
 _HOMES = {
     'ConTLayer': 'contnet_mm.models.contnet_layer',
     'ConTNet': 'contnet_mm.models.contnet',
+    'get_model': 'contnet_mm.apis.model_zoo',
+    'list_models': 'contnet_mm.apis.model_zoo',
+    'register_mmpretrain': 'contnet_mm.apis.model_zoo',
     'swap_backbone': 'contnet_mm.swap',
 }
 
-__all__ = ['ConTLayer', 'ConTNet', '__version__', 'swap_backbone']
+__all__ = [
+    'ConTLayer',
+    'ConTNet',
+    '__version__',
+    'get_model',
+    'list_models',
+    'register_mmpretrain',
+    'swap_backbone',
+]
 
 
 def __getattr__(name: str) -> object:

@@ -269,6 +269,22 @@ def test_python_trains_tests_and_runs_tools_without_mim(python, folder):
     assert '  make_demo_data ' in run(*contnet_mm, cwd=folder)
 
 
+def test_models_are_found_by_name(python, folder):
+    code = (
+        'import contnet_mm, mmpretrain\n'
+        'names = contnet_mm.list_models()\n'
+        'print(len(names), contnet_mm.get_model(names[0]).backbone.__class__)\n'
+        'contnet_mm.register_mmpretrain()\n'
+        'model = mmpretrain.get_model("contnet-ti_8xb32_in1k")\n'
+        'print(model._config.filename, model.backbone.__class__)\n'
+    )
+    output = run(python, '-c', code, cwd=folder)
+    assert output.count("<class 'contnet_mm.models.contnet.ConTNet'>") == 2
+    configs = [*(ROOT / 'configs').glob('[!_]*/*.py')]
+    assert f'{len(configs)} <class' in output
+    assert str(site_packages_of(python) / 'contnet_mm' / '.mim' / 'configs') in output
+
+
 def test_processes_of_a_launcher_reach_the_library(python, folder):
     train = site_packages_of(python) / 'contnet_mm' / '.mim' / 'tools' / 'train.py'
     launch = [python, '-m', 'torch.distributed.launch', '--nproc_per_node=2', '--master_port=29871']

@@ -32,8 +32,9 @@ def find_config(name: str, folder: Path | None = None) -> str:
     """Return the path of a config.
 
     Args:
-        name: A file, which is returned as it is; or the name of a config of ours, with as many of
-            its folders as it takes to tell it from others: ``x.py``, ``demo/x.py``.
+        name: A file, which is returned as it is; or the name of a config of ours, with or without
+            ``.py``, and with as many of its folders as it takes to tell it from others: ``x``,
+            ``x.py``, ``demo/x.py``.
         folder: Where our configs are. Default: where they were installed.
 
     Raises:
@@ -43,7 +44,7 @@ def find_config(name: str, folder: Path | None = None) -> str:
         return name
     folder = folder or resources() / 'configs'
     ours = {path.relative_to(folder.parent): path for path in sorted(folder.rglob('*.py'))}
-    wanted = Path(name).parts
+    wanted = Path(name if name.endswith('.py') else f'{name}.py').parts
     found = [path for path in ours if path.parts[-len(wanted) :] == wanted]
     if len(found) == 1:
         return str(ours[found[0]])
@@ -52,7 +53,7 @@ def find_config(name: str, folder: Path | None = None) -> str:
             f'{name} is no file, and the name of {len(found)} configs; write one of them: '
             + ', '.join(path.as_posix() for path in found)
         )
-    hint = suggest(Path(name).name, (path.name for path in ours), f'see {folder}')
+    hint = suggest(wanted[-1], (path.name for path in ours), f'see {folder}')
     raise ValueError(f'{name} is neither a file nor the name of a config in contnet_mm; {hint}')
 
 

@@ -1,26 +1,28 @@
-"""Prediction for one image, by the inferencer of the library that a config belongs to."""
+"""Prediction for images and videos, by the inferencer of the library that a config belongs to."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
-from torch import nn
+from mmengine.registry import init_default_scope
 
 from contnet_mm.apis.config import datasets_of, read_config
-from contnet_mm.checkpoint.load import NUM_LISTED, find_tensors
+from contnet_mm.apis.model_zoo import find_meta, load_weights
 from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.utils.errors import first_line
 from contnet_mm.utils.files import write_file
 
 TOP_K = 5  # classes of a classifier that are named
-SUFFIXES = ('.png', '.jpg', '.jpeg')
+SUFFIXES = ('.png', '.jpg', '.jpeg')  # of pictures that are written
+IMAGE_SUFFIXES = (*SUFFIXES, '.bmp', '.pgm', '.ppm', '.tif', '.tiff', '.webp')
+VIDEO_SUFFIXES = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 Prediction = tuple[np.ndarray, list[str]]  # picture, RGB, [H, W, 3], and lines about it
 
 
@@ -49,7 +51,7 @@ def predict_image(
     """
     pixels = read_image(image)
     cfg = read_config(config)
-    inferencer = load_inferencer(cfg, checkpoint, device)
+    inferencer = load_inferencer(cfg, checkpoint, device, show_progress=False)
     if cfg.default_scope == 'mmdet':
         return _detect(inferencer, image, score_thr)
     if cfg.default_scope == 'mmseg':
@@ -93,35 +95,43 @@ def write_picture(picture: np.ndarray, path: str | Path) -> None:
     write_file(path, encoded.tobytes())
 
 
-def load_inferencer(config: Config, checkpoint: str | Path, device: str | None = None) -> object:
+def load_inferencer(
+    config: str | Path | Config,
+    checkpoint: str | Path,
+    device: str | None = None,
+    show_progress: bool = True,
+) -> object:
     """Build the inferencer of the library that a config belongs to, with weights and classes.
 
-    :func:`contnet_mm.checkpoint.read.read_checkpoint` opens the checkpoint, never the library,
-    which may run code that is in it. Class names that a file lacks come from the config's test data
-    instead of from COCO or Cityscapes.
+    It takes images by path or as arrays, a folder of images, or a video, whose frames are read one
+    by one. :func:`contnet_mm.checkpoint.read.read_checkpoint` opens the checkpoint, never the
+    library, which may run code that is in it. Class names that a file lacks come from the config's
+    test data instead of from COCO or Cityscapes.
 
     Args:
-        config: Of MMDetection, MMSegmentation or MMPretrain.
+        config: Name or path of a config of MMDetection, MMSegmentation or MMPretrain, or the
+            config itself.
         checkpoint: A file with weights of the whole model.
         device: Such as ``'cpu'``; by default a CUDA device where there is one.
+        show_progress: Whether to show a bar while it predicts.
 
     Returns:
         A DetInferencer, MMSegInferencer or ImageClassificationInferencer.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
-        ValueError: If it is refused, holds no weights, or does not cover the model; if the config
-            has no test data, or nothing names the classes; or if the device cannot be used.
+        ValueError: If there is no such config; if the checkpoint is refused, holds no weights, or
+            does not cover the model; if the config has no test data, or nothing names the classes;
+            or if the device cannot be used.
     """
+    config = copy.deepcopy(config) if isinstance(config, Config) else read_config(config)
     device = _check_device(device)
     content = read_checkpoint(checkpoint)
-    config = copy.deepcopy(config)
     datasets = datasets_of(config, 'test')
     if not datasets:
         raise ValueError('the config has no test data, whose pipeline is to prepare images')
     config.test_dataloader.dataset = datasets[0]  # inferencers do not look into wrappers
-    meta = {**_dataset_meta(config, datasets[0]), **_file_meta(content)}
-    scope = config.default_scope
+    meta, scope = find_meta(config, content), config.default_scope
     if scope != 'mmpretrain' and not meta.get('classes'):
         raise ValueError(f'neither {checkpoint} nor the test data of the config name the classes')
     with warnings.catch_warnings():
@@ -131,15 +141,14 @@ def load_inferencer(config: Config, checkpoint: str | Path, device: str | None =
         if scope == 'mmdet':
             from mmdet.apis import DetInferencer
 
-            inferencer = DetInferencer(config, device=device, show_progress=False)
+            inferencer = _subclass(_AnySource, DetInferencer)(config, device=device)
             palette = inferencer.model.dataset_meta['palette']  # the config's, or 'random'
             meta['palette'] = meta.get('palette') if palette == 'random' else palette
             inferencer.model.dataset_meta = inferencer.visualizer.dataset_meta = meta
         elif scope == 'mmseg':
             from mmseg.apis import MMSegInferencer
 
-            inferencer = MMSegInferencer(config, device=device)
-            inferencer.show_progress = False
+            inferencer = _subclass(_AnySource, MMSegInferencer)(config, device=device)
             # These become arguments of the visualizer.
             meta = {key: meta.get(key) for key in ('classes', 'palette')}
             inferencer.model.dataset_meta = meta
@@ -147,10 +156,95 @@ def load_inferencer(config: Config, checkpoint: str | Path, device: str | None =
             from mmpretrain import ImageClassificationInferencer
 
             init_default_scope(scope)  # the others do so themselves
-            inferencer = ImageClassificationInferencer(config, pretrained=False, device=device)
+            kind = _subclass(_ClassifierOfAnySource, ImageClassificationInferencer)
+            inferencer = kind(config, pretrained=False, device=device)
             inferencer.classes = meta.get('classes')
-    _load_weights(inferencer.model, content, checkpoint)
+    inferencer.show_progress = show_progress
+    load_weights(inferencer.model, content, checkpoint)
     return inferencer
+
+
+def open_source(source: object) -> Sequence:
+    """Return what an inferencer is to go through: paths, arrays, or a video that is read as needed.
+
+    Args:
+        source: Path of an image, a folder or a video; an image as an array; or a list of these
+            images.
+
+    Raises:
+        ValueError: If a folder holds no image, or a video cannot be read.
+    """
+    if isinstance(source, (list, tuple)):
+        return [str(item) if isinstance(item, Path) else item for item in source]
+    if not isinstance(source, (str, Path)):
+        return [source]
+    path = Path(source)
+    if path.is_dir():
+        files = (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not (found := sorted(map(str, files))):
+            raise ValueError(f'{path} holds no file that ends in {", ".join(IMAGE_SUFFIXES)}')
+        return found
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        return [str(source)]
+    import mmcv
+
+    if not path.is_file():
+        raise ValueError(f'{path} is no file; give an image, a folder or a video')
+    video = mmcv.VideoReader(str(path))
+    if not video.opened or not len(video):
+        raise ValueError(f'{path} is no video that OpenCV can read')
+    return video
+
+
+class _Batches:
+    """Batches and their number, from which a progress bar knows when it is full."""
+
+    def __init__(self, batches: Iterable, number: int) -> None:
+        self._batches, self._number = batches, number
+
+    def __iter__(self) -> Iterator:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return self._number
+
+
+class _AnySource:
+    """Makes a library's inferencer take what :func:`open_source` takes."""
+
+    show_progress = True
+
+    def _inputs_to_list(self, inputs: object) -> Sequence:
+        self._source = open_source(inputs)
+        return self._source
+
+    def preprocess(self, inputs: Sequence, batch_size: int = 1, **kwargs) -> Iterable:
+        batches = super().preprocess(inputs, batch_size=batch_size, **kwargs)
+        return _Batches(batches, ceil(len(inputs) / batch_size))
+
+    def visualize(self, inputs: Iterable, preds: Sequence, **kwargs) -> list[np.ndarray] | None:
+        if not isinstance(self._source, list):
+            # Frames are BGR, as networks of all three want arrays; visualizers want them RGB.
+            inputs = (np.ascontiguousarray(frame[..., ::-1]) for frame in inputs)
+        return super().visualize(inputs, preds, **kwargs)
+
+
+class _ClassifierOfAnySource(_AnySource):
+    """The same for MMPretrain, which has one switch for all its progress bars."""
+
+    def __call__(self, *args, **kwargs) -> list:
+        from mmpretrain.utils import progress
+
+        before = progress.disable_progress_bar
+        progress.disable_progress_bar = not self.show_progress
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            progress.disable_progress_bar = before
+
+
+def _subclass(mixin: type, kind: type) -> type:
+    return type(kind.__name__, (mixin, kind), {'__doc__': kind.__doc__})
 
 
 def _check_device(device: str | None) -> str:
@@ -162,55 +256,6 @@ def _check_device(device: str | None) -> str:
     except Exception as error:  # AssertionError, RuntimeError and more, by kind of device
         raise ValueError(f'device {device!r} cannot be used: {first_line(error)}') from error
     return device
-
-
-def _dataset_meta(config: Config, dataset: Mapping) -> dict:
-    """Return class names and colours of the config's test data, if it tells."""
-    kind = dataset['type']
-    if not isinstance(kind, type):
-        with DATASETS.switch_scope_and_registry(config.default_scope) as registry:
-            kind = registry.get(kind)
-    meta = dict(getattr(kind, 'METAINFO', {}))
-    given = dataset.get('metainfo')
-    meta.update(given if isinstance(given, Mapping) else {})
-    if dataset.get('classes'):  # MMPretrain's CustomDataset
-        meta['classes'] = dataset['classes']
-    return meta
-
-
-def _file_meta(content: object) -> dict:
-    """Return what a checkpoint says of its data set."""
-    meta = content.get('meta') if isinstance(content, Mapping) else None
-    if isinstance(meta, Mapping):
-        meta = meta.get('dataset_meta') or {'classes': meta.get('CLASSES')}  # of OpenMMLab 1
-    if not isinstance(meta, Mapping):
-        return {}
-    return {str(key).lower(): value for key, value in meta.items() if value is not None}
-
-
-def _load_weights(model: nn.Module, content: object, checkpoint: str | Path) -> None:
-    state_dict = find_tensors(content, str(checkpoint))
-    if not state_dict:
-        raise ValueError(f'{checkpoint} holds no state dict; give a checkpoint of the whole model')
-    try:
-        missing, unexpected = model.load_state_dict(state_dict, strict=False)
-    except RuntimeError as error:
-        reasons = [line.strip() for line in str(error).splitlines()[1 : NUM_LISTED + 1]]
-        raise ValueError(f'{checkpoint} does not fit the config: {" ".join(reasons)}') from error
-    except ValueError as error:  # other options
-        raise ValueError(f'{checkpoint} does not fit the config: {error}') from error
-    surplus = (
-        f'{len(unexpected)} of its {len(state_dict)} tensors are not in the model, the first are '
-        + ', '.join(unexpected[:NUM_LISTED])
-    )
-    if missing:
-        raise ValueError(
-            f'{checkpoint} does not fit the config: it lacks {len(missing)} of '
-            f'{len(model.state_dict())} tensors, the first are {", ".join(missing[:NUM_LISTED])}'
-            + (f'; {surplus}' if unexpected else '')
-        )
-    if unexpected:
-        warnings.warn(f'{checkpoint} may belong to another config: {surplus}', stacklevel=3)
 
 
 def _detect(inferencer: object, image: str | Path, score_thr: float) -> Prediction:
@@ -237,9 +282,7 @@ def _segment(inferencer: object, image: str | Path) -> Prediction:
 def _classify(inferencer: object, image: str | Path, pixels: np.ndarray) -> Prediction:
     from mmpretrain.visualization import UniversalVisualizer
 
-    # Called as a whole it gives either the sample or the picture, and prints a progress bar.
-    [data] = inferencer.preprocess([str(image)])
-    [sample] = inferencer.forward(data)
+    [sample] = inferencer(str(image), return_datasamples=True)
     classes = inferencer.classes
     picture = UniversalVisualizer().visualize_cls(
         np.ascontiguousarray(pixels), sample, classes=classes, draw_gt=False

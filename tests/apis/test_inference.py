@@ -1,20 +1,27 @@
-"""One image through the inferencer of each library: the picture, the lines, the refusals."""
+"""Images through the inferencer of each library: the pictures, the lines, the refusals."""
 
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 
 from contnet_mm.apis.config import read_config
-from contnet_mm.apis.inference import load_inferencer, predict_image, read_image, write_picture
+from contnet_mm.apis.inference import (
+    load_inferencer,
+    open_source,
+    predict_image,
+    read_image,
+    write_picture,
+)
+from contnet_mm.apis.model_zoo import list_models
 from contnet_mm.checkpoint.read import read_checkpoint
-from tests.conftest import THIN_ARCH
 from tests.helpers import ROOT, RunsCode, run_tool
+from tests.thin_models import TASKS, make_model, own_model_hub
 
-DEMO = ROOT / 'configs' / 'demo'
 SIZE = (90, 70)  # height and width
 COLOUR = (220, 160, 40)  # RGB; even, since the visualizers resample what is fine
 
@@ -22,20 +29,6 @@ DOC_BLOCKS = re.findall(
     r'```python\n(.*?)```', (ROOT / 'docs' / 'inference.md').read_text(), re.DOTALL
 )
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-# Config, what a thin backbone changes in it, and the bias that decides for a class.
-TASKS = {
-    'mmdet': (
-        'retinanet_contnet-ti_fpn_demo.py',
-        'neck=dict(in_channels=[8, 16, 32, 128])',
-        'bbox_head.retina_cls.bias',
-    ),
-    'mmseg': (
-        'pspnet_contnet-ti-d8_demo-cityscapes.py',
-        'decode_head=dict(in_channels=128), auxiliary_head=dict(in_channels=32)',
-        'decode_head.conv_seg.bias',
-    ),
-    'mmpretrain': ('contnet-ti_demo-imagenet.py', 'head=dict(in_channels=128)', 'head.fc.bias'),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -53,24 +46,14 @@ def image(tmp_path):
     return path
 
 
-def make_model(folder, scope, winner=3, meta=None):
-    """Write a config and a checkpoint that sees the winning class everywhere."""
-    name, thin, bias = TASKS[scope]
-    config = folder / f'{scope}.py'
-    config.write_text(
-        f'_base_ = {str(DEMO / name)!r}\n'
-        f'arch = dict(_delete_=True, **{THIN_ARCH!r})\n'
-        f'model = dict(backbone=dict(arch=arch), {thin})\n'
-        'del arch\n'
-    )
-    cfg = read_config(config)
-    with DefaultScope.overwrite_default_scope(scope):
-        state_dict = MODELS.build(cfg.model).state_dict()
-    classes = 19 if scope == 'mmseg' else 10
-    state_dict[bias].fill_(-50).view(-1, classes)[:, winner] = 50
-    checkpoint = folder / f'{scope}.pth'
-    torch.save({'state_dict': state_dict, 'meta': meta or {}}, checkpoint)
-    return config, checkpoint
+def make_video(path):
+    """Write a video of three frames in one colour."""
+    height, width = SIZE
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 5, (width, height))
+    for _ in range(3):
+        video.write(np.full((height, width, 3), COLOUR[::-1], np.uint8))
+    video.release()
+    return path
 
 
 @pytest.mark.parametrize(
@@ -251,15 +234,81 @@ def test_script_names_a_folder_that_cannot_be_written(image, monkeypatch):
     assert result.returncode == 2 and str(image) in result.stderr
 
 
-@pytest.mark.parametrize('block', DOC_BLOCKS, ids=lambda block: block.split('configs/')[1][:8])
-def test_the_python_of_the_docs_runs(block, image, tmp_path, capsys):
-    name = re.search(r'configs/(\w+)/', block)[1]
-    scope = {'mask_rcnn': 'mmdet', 'pspnet': 'mmseg', 'contnet': 'mmpretrain'}[name]
+def test_a_folder_is_gone_through_in_order_and_with_a_bar(tmp_path, capsys):
+    config, checkpoint = make_model(tmp_path, 'mmseg', winner=7)
+    folder = tmp_path / 'photos'
+    for name, height in [('b.PNG', 40), ('a.jpg', 36)]:
+        path = folder / name.lower()
+        write_picture(np.zeros((height, 32, 3), np.uint8), path)
+        path.rename(folder / name)
+    (folder / 'notes.txt').touch()
+    found = load_inferencer(config, checkpoint, 'cpu')(folder)['predictions']
+    assert [len(labels) for labels in found] == [36, 40]
+    assert 'Inference' in (out := capsys.readouterr().out) and '100%' in out
+    with pytest.raises(ValueError, match='text holds no file that ends in .png'):
+        (tmp_path / 'text').mkdir()
+        load_inferencer(config, checkpoint, 'cpu')(tmp_path / 'text')
+
+
+@pytest.mark.parametrize('scope', TASKS)
+@pytest.mark.parametrize('show_progress', [True, False])
+def test_frames_of_a_video_are_drawn_in_their_colours(
+    scope, show_progress, tmp_path, monkeypatch, capsys
+):
     config, checkpoint = make_model(tmp_path, scope)
-    block = re.sub(r"'configs/.*?'", repr(str(config)), block)
-    block = re.sub(r"'work_dirs/.*?'", repr(str(checkpoint)), block)
-    exec(block.replace('photo.jpg', str(image)), {})
-    assert capsys.readouterr().out
+    infer = load_inferencer(config, checkpoint, 'cpu', show_progress)
+    seen, draw = [], type(infer.model).test_step
+    monkeypatch.setattr(
+        type(infer.model), 'test_step', lambda self, data: seen.append(data) or draw(self, data)
+    )
+    drawn = {
+        'mmdet': dict(return_vis=True, pred_score_thr=1.1),
+        'mmseg': dict(return_vis=True, opacity=0.0, with_labels=False),
+        'mmpretrain': dict(show_dir=tmp_path / 'seen'),
+    }
+    result = infer(make_video(tmp_path / 'video.avi'), batch_size=2, **drawn[scope])
+    if scope == 'mmpretrain':
+        pictures = [read_image(path) for path in sorted((tmp_path / 'seen').iterdir())]
+    else:
+        pictures = result['visualization']
+    assert len(pictures) == 3 and len(seen) == 2
+    for picture in pictures:
+        assert np.abs(picture[40:] - np.array(COLOUR)).max() <= 4
+    assert ('Inference' in capsys.readouterr().out) == show_progress
+
+
+@pytest.mark.parametrize('name', ['gone.mp4', 'text.mp4'])
+def test_a_video_that_cannot_be_read_is_named(name, tmp_path):
+    (tmp_path / 'text.mp4').write_text('no video')
+    message = {'gone.mp4': 'gone.mp4 is no file; give', 'text.mp4': 'text.mp4 is no video that'}
+    with pytest.raises(ValueError, match=message[name]):
+        open_source(name)
+
+
+def test_images_may_be_paths_and_arrays():
+    array = np.zeros((4, 5, 3), np.uint8)
+    assert open_source(Path('a.png')) == open_source('a.png') == ['a.png']
+    assert open_source([Path('a.png'), array])[0] == 'a.png'
+    assert open_source(array)[0] is array
+
+
+@pytest.mark.parametrize('block', DOC_BLOCKS, ids=lambda block: f'line {block.count(chr(10))}')
+def test_the_python_of_the_docs_runs(block, image, tmp_path, capsys, monkeypatch):
+    names = [name for name in list_models() if name in block]
+    write_picture(read_image(image), tmp_path / 'photos' / 'photo.png')
+    make_video(tmp_path / 'video.avi')
+    if 'work_dirs' in block:
+        scope = read_config(max(names, key=len)).default_scope
+        config, checkpoint = make_model(tmp_path, scope)
+        block = re.sub(r"'configs/.*?'", repr(str(config)), block)
+        block = re.sub(r"'work_dirs/.*?'", repr(str(checkpoint)), block)
+        for name in names:
+            block = block.replace(repr(name), repr(str(config)))
+    monkeypatch.syspath_prepend(ROOT)  # torch.hub puts it there, and takes it away again
+    block = block.replace("'contnet_mm', 'contnet_m'", f'{str(ROOT)!r}, "contnet_m"')
+    with own_model_hub():
+        exec(block.replace('photo.jpg', str(image)).replace('video.mp4', 'video.avi'), {})
+    assert capsys.readouterr().out or 'DetInferencer(' in block
 
 
 def test_an_interrupted_write_keeps_the_old_picture(tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def test_a_file_is_taken_as_it_is(configs):
     assert launch.find_config('one.py', configs) == 'one.py'
 
 
-@pytest.mark.parametrize('name', ['one.py', 'a/one.py', 'configs/a/one.py', './one.py'])
+@pytest.mark.parametrize('name', ['one.py', 'a/one.py', 'configs/a/one.py', './one.py', 'a/one'])
 def test_a_config_is_found_by_the_end_of_its_path(configs, name):
     assert launch.find_config(name, configs) == str(configs / 'a' / 'one.py')
 
