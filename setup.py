@@ -78,6 +78,8 @@ setup(
         # fetch_weights: lists and reads the authors' folder on Google Drive, which has no plain
         # addresses; the rest is done by the standard library, rich and filelock (torch has it).
         'weights': ['gdown>=6.5'],
+        # visualize cam: Grad-CAM of any layer, by the library that MMPretrain's own tool uses too.
+        'cam': ['grad-cam>=1.5'],
         'dev': [
             'codespell>=2.3',
             'hypothesis>=6.100',

@@ -23,6 +23,7 @@ ALLOWED = {
     'datasets': {*BELOW_MODELS, 'models', 'engine', 'apis'},
     'swap': BELOW_SWAP,
     'benchmark': BELOW_SWAP,
+    'visualization': BELOW_SWAP,
     'reproduce': {*BELOW_SWAP, 'benchmark'},
     'doctor': set(),
 }

@@ -53,10 +53,9 @@ def make_model(folder, scope, winner=3, meta=None):
 
 @contextmanager
 def own_model_hub():
-    """Forget afterwards what is registered with MMPretrain meanwhile."""
-    import mmpretrain
+    """Start with MMPretrain's list of models as it is at first, empty; restore it afterwards."""
     from mmpretrain.apis import ModelHub
 
-    mmpretrain.list_models()  # reading its hundred metafiles takes a second, once
-    with patch.dict(ModelHub._models_dict):
+    own = patch.object(ModelHub, '_ModelHub__mmpretrain_registered', False)
+    with own, patch.dict(ModelHub._models_dict, clear=True):
         yield ModelHub

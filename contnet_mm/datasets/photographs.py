@@ -23,21 +23,35 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RG
 def natural_crops(
     folder: str | Path | None = None, number: int = 96, size: int = 224, seed: int = 0
 ) -> Tensor:
+    """Cut random squares from photographs and normalise them.
+
+    Args and errors are those of :func:`cut_crops`.
+
+    Returns:
+        RGB, normalised by ImageNet's mean and standard deviation, [number, 3, size, size].
+    """
+    crops = (cut_crops(folder, number, size, seed) - np.array(MEAN)) / np.array(STD)
+    return torch.from_numpy(crops).float().permute(0, 3, 1, 2).contiguous()
+
+
+def cut_crops(
+    folder: str | Path | None = None, number: int = 96, size: int = 224, seed: int = 0
+) -> np.ndarray:
     """Cut random squares from photographs, in turn from each.
 
     Args:
-        folder: Where the photographs are, in folders inside it too; those that scikit-image
-            carries by default.
+        folder: Where the photographs are, in folders inside it too, or a single one; those that
+            scikit-image carries by default.
         number: Number of crops.
         size: Side of a crop in pixels.
         seed: Seed of the places.
 
     Returns:
-        RGB, normalised by ImageNet's mean and standard deviation, [number, 3, size, size].
+        RGB, [number, size, size, 3] in uint8.
 
     Raises:
         ModuleNotFoundError: If ``folder`` is None and scikit-image or scikit-learn is missing.
-        ValueError: If the folder holds no photograph, or one that cannot be read.
+        ValueError: If there is no photograph, or one that cannot be read.
     """
     check_integer('number', number, low=1)
     check_integer('size', size, low=32)
@@ -45,9 +59,7 @@ def natural_crops(
     paths = _find(folder)
     if len(paths) > number:  # from the first to the last: sorted files lie class by class
         paths = [paths[i * len(paths) // number] for i in range(number)]
-    crops = np.stack([_cut(paths[i % len(paths)], size, rng) for i in range(number)])
-    crops = (crops - np.array(MEAN)) / np.array(STD)
-    return torch.from_numpy(crops).float().permute(0, 3, 1, 2).contiguous()
+    return np.stack([_cut(paths[i % len(paths)], size, rng) for i in range(number)])
 
 
 def find_crops(say: Callable[[str], object], folder: str | Path | None = None) -> Tensor | None:
@@ -70,6 +82,8 @@ def _find(folder: str | Path | None) -> list[Path]:
 
         found = find_photographs()
         return [found[name] for name in NATURAL if name in found] or [*found.values()]
+    if Path(folder).is_file():
+        return [Path(folder)]
     paths = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f'{folder} holds no file that ends in one of {", ".join(SUFFIXES)}')

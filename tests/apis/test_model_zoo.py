@@ -87,8 +87,8 @@ def test_mmpretrain_knows_our_classifiers_by_name(tmp_path):
     import mmpretrain
 
     ours = names_of_metafiles('contnet')
+    before = set(mmpretrain.list_models())
     with own_model_hub() as hub:
-        before = set(mmpretrain.list_models())
         contnet_mm.register_mmpretrain()
         contnet_mm.register_mmpretrain()
         assert set(mmpretrain.list_models()) == before | set(ours)
