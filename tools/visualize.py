@@ -6,6 +6,7 @@ import argparse
 import inspect
 from pathlib import Path
 
+import torch
 from mmengine.logging import MMLogger
 
 from contnet_mm.utils.files import write_file
@@ -55,6 +56,7 @@ def main() -> None:
     if args.out.suffix.lower() != '.png':
         parser.error(f'--out must end in .png, got {args.out}')
     MMLogger.get_current_instance().setLevel('WARNING')
+    torch.manual_seed(0)  # random weights are the same each time
     network = args.config, args.checkpoint
     try:
         if args.kind == 'erf':

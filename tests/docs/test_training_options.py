@@ -60,6 +60,7 @@ def runner(tmp_path, monkeypatch):
     for words in LINES:
         config.merge_from_dict(changes_of({'other_args': words}))
     config.work_dir = str(tmp_path / 'work')
+    config.visualizer.name = tmp_path.name  # MMEngine keeps one of each name
     return Runner.from_cfg(config)
 
 
