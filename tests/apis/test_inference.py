@@ -309,7 +309,7 @@ def test_the_python_of_the_docs_runs(block, image, tmp_path, capsys, monkeypatch
     block = block.replace("'contnet_mm', 'contnet_m'", f'{str(ROOT)!r}, "contnet_m"')
     with own_model_hub() if 'register' in block else nullcontext():
         exec(block.replace('photo.jpg', str(image)).replace('video.mp4', 'video.avi'), {})
-    assert capsys.readouterr().out or 'DetInferencer(' in block
+    assert capsys.readouterr().out or 'Inferencer(' in block
 
 
 def test_an_interrupted_write_keeps_the_old_picture(tmp_path, monkeypatch):
