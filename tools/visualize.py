@@ -29,12 +29,18 @@ def make_parser() -> argparse.ArgumentParser:
     erf.add_argument('image', help='photograph, or a folder of them')
     for kind in (attention, cam):
         kind.add_argument('image', help='file of an image')
-    erf.add_argument('--other', default=RES_50, help=f'config to compare with (default: {RES_50})')
-    erf.add_argument('--other-checkpoint', help='its weights (default: random ones)')
+    erf.add_argument(
+        '--other', metavar='CONFIG', default=RES_50, help=f'to compare with (default: {RES_50})'
+    )
+    erf.add_argument(
+        '--other-checkpoint', metavar='FILE', help='its weights (default: random ones)'
+    )
     defaults = inspect.signature(show.show_fields).parameters
     for name, text in (('number', 'squares of the photographs'), ('side', 'pixels of a field')):
         default = defaults[name].default
-        erf.add_argument(f'--{name}', type=int, default=default, help=f'{text} ({default})')
+        erf.add_argument(
+            f'--{name}', type=int, default=default, help=f'{text} (default: {default})'
+        )
     attention.add_argument(
         '--point',
         type=int,
@@ -45,7 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
     cam.add_argument('--category', help='name or number of a class (default: the predicted one)')
     cam.add_argument('--level', type=int, help="which of the backbone's maps, from 1")
     for name, kind in kinds.choices.items():
-        kind.add_argument('--out', type=Path, default=Path(f'{name}.png'), help=f'({name}.png)')
+        out = Path(f'{name}.png')
+        kind.add_argument('--out', type=Path, default=out, help=f'PNG file (default: {out})')
     return parser
 
 
