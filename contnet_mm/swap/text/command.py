@@ -48,13 +48,14 @@ def list_changes(original: Config, swap: Swap) -> str:
     """Return a Markdown table of what a swap changed: key, value before and after, reason."""
     configs = to_plain(original), to_plain(swap.config)
     rows = [
-        (dotted(path), *(_shorten(find_value(config, path, MISSING)) for config in configs), why)
+        (dotted(path), *(shorten(find_value(config, path, MISSING)) for config in configs), why)
         for path, why in swap.changes.items()
     ]
     return make_table(('key', 'was', 'is', 'why'), rows)
 
 
-def _shorten(value: object) -> str:
+def shorten(value: object) -> str:
+    """Return the source of a value, or its beginning; ``-`` for ``MISSING``."""
     if value is MISSING:
         return '-'
     try:

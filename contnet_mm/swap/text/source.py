@@ -11,6 +11,10 @@ WIDTH = 100
 INDENT = 4
 
 
+class Variable(str):
+    """The name of a variable that stands above in the same config, in place of its value."""
+
+
 def write_assignment(key: str, value: object) -> str:
     """Return the lines that give a variable of a config its value.
 
@@ -81,6 +85,8 @@ def _is_name(key: str) -> bool:
 
 def _write_scalar(value: object, path: KeyPath) -> str:
     kind = type(value)
+    if kind is Variable:
+        return str(value)
     if value is None or kind in (bool, int):
         return repr(value)
     if kind is float:

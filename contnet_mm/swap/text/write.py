@@ -13,10 +13,12 @@ from contnet_mm.apis.config import find_config
 from contnet_mm.swap.edit import Swap, SwapError, dotted
 from contnet_mm.swap.sandbox import failing
 from contnet_mm.swap.text.difference import first_difference, state_difference, to_plain
-from contnet_mm.swap.text.source import WIDTH, write_assignment
+from contnet_mm.swap.text.source import WIDTH, Variable, write_assignment
 
 # What a reader looks for first; the rest keeps its order.
-FIRST = ('_base_', 'custom_imports', 'model')
+FIRST = ('_base_', 'custom_imports', 'model', 'metainfo', 'train_pipeline', 'test_pipeline')
+PIPELINES = FIRST[-2:]
+SHORT = 40  # columns; what takes no more is repeated
 
 
 def is_pure_python(config: Config) -> bool:
@@ -24,7 +26,7 @@ def is_pure_python(config: Config) -> bool:
     return bool(config._imported_names)
 
 
-def render_child(original: Config, swap: Swap, base: str) -> str:
+def render_child(original: Config, swap: Swap, base: str, title: str | None = None) -> str:
     """Return the text of a config that inherits the one before and states what changes.
 
     Args:
@@ -32,6 +34,7 @@ def render_child(original: Config, swap: Swap, base: str) -> str:
         swap: The config after, with a reason for each change.
         base: How the text names the config before: a path relative to its own folder, or
             ``mmdet::<file>``.
+        title: What the text says it is. Default: the base with ConTNet in it.
 
     Raises:
         SwapError: If no config that inherits can say it, because ``original`` is in pure-Python
@@ -39,8 +42,13 @@ def render_child(original: Config, swap: Swap, base: str) -> str:
     """
     if is_pure_python(original):
         raise SwapError('a config in pure-Python style is inherited by none but its own style')
-    stated = state_difference(to_plain(original), to_plain(swap.config))
-    return _render(f'{base} with ConTNet in it.', swap, {'_base_': base, **stated})
+    old = to_plain(original)
+    stated = state_difference(old, to_plain(swap.config))
+    # What stands in several data sets is stated once, by the name that the base gives it.
+    pipelines = {k: old[k] for k in PIPELINES if k in old and k not in stated}
+    stated |= {name: value for name, value in pipelines.items() if _holds(stated, value)}
+    title = title or f'{base} with ConTNet in it.'
+    return _render(title, swap, {'_base_': base, **stated})
 
 
 def render_flat(swap: Swap, original_name: str) -> str:
@@ -64,12 +72,35 @@ def _render(title: str, swap: Swap, variables: dict) -> str:
     comments = [title, *(f'- {", ".join(keys)}: {why}' for why, keys in paths.items())]
     text = ''.join(map(_comment, comments))
     is_long = True
+    above: dict[str, object] = {}
     for key in dict.fromkeys(key for key in (*FIRST, *variables) if key in variables):
-        part = write_assignment(key, variables[key])
+        part = write_assignment(key, _name_equal(variables[key], above))
+        above[key] = variables[key]
         # One line may follow another; what is longer gets room around it.
         was_long, is_long = is_long, part.count('\n') > 1
         text += '\n' + part if was_long or is_long else part
     return text
+
+
+def _holds(value: object, part: object) -> bool:
+    """Return whether a value is in another one, at any depth."""
+    if first_difference(value, part) is None:
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return isinstance(value, dict | list | tuple) and any(_holds(item, part) for item in inner)
+
+
+def _name_equal(value: object, above: dict[str, object]) -> object:
+    """Return a value with the names of variables for what stands above already in it."""
+    if isinstance(value, dict | list) and len(repr(value)) > SHORT:
+        for name, other in above.items():
+            if name[0] != '_' and first_difference(value, other) is None:
+                return Variable(name)
+    if isinstance(value, dict):
+        return {key: _name_equal(item, above) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_name_equal(item, above) for item in value)
+    return value
 
 
 def _comment(text: str) -> str:

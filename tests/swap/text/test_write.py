@@ -130,6 +130,21 @@ def test_a_long_list_of_keys_with_one_reason_is_wrapped():
     assert all(line.startswith('#   x.') for line in lines[1:]) and text == 'x = 1\n'
 
 
+def test_what_is_equal_is_said_once_and_comes_back(tmp_path):
+    steps = [dict(type='Load', to_float32=False), dict(type='Resize', scale=(64, 64))]
+    loader = dict(dataset=dict(type='A', root='data/a', pipeline=steps))
+    original = Config(dict(val=loader, test=loader, test_pipeline=steps))
+    (tmp_path / 'base.py').write_text(original.pretty_text)
+    swap = Swap(Config.fromfile(tmp_path / 'base.py'))
+    for key in ('val', 'test'):
+        new = dict(type='B', root='data/b', pipeline=steps, classes=('one', 'two', 'three'))
+        swap.set((key, 'dataset'), new, 'Own.')
+    text = render_child(original, swap, 'base.py', 'Title.')
+    assert text.startswith('# Title.\n') and text.endswith('\nval = test\n')
+    assert text.count('Resize') == text.count('pipeline=test_pipeline') == 1
+    read_back(text, tmp_path / 'out.py', swap.config)
+
+
 def test_a_flat_config_says_all_with_the_reasons(original, tmp_path):
     swap = swap_of(original)
     text = render_flat(swap, 'mmdet::x.py')
