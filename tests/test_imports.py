@@ -13,18 +13,18 @@ PACKAGE = ROOT / 'contnet_mm'
 # Each may import itself and those on its right. Files at the root (registry, version) know no
 # folder; __init__ and __main__ hand over to all.
 BELOW_MODELS = {'utils', 'checkpoint'}
-BELOW_SWAP = {*BELOW_MODELS, 'models', 'engine', 'apis', 'datasets'}
+BELOW_SWAP = {*BELOW_MODELS, 'models', 'engine', 'apis'}
 ALLOWED = {
     'utils': set(),
     'checkpoint': {'utils'},
     'models': BELOW_MODELS,
     'engine': {*BELOW_MODELS, 'models'},
     'apis': {*BELOW_MODELS, 'models', 'engine'},
-    'datasets': {*BELOW_MODELS, 'models', 'engine', 'apis'},
     'swap': BELOW_SWAP,
-    'benchmark': BELOW_SWAP,
-    'visualization': BELOW_SWAP,
-    'reproduce': {*BELOW_SWAP, 'benchmark'},
+    'datasets': {*BELOW_SWAP, 'swap'},
+    'benchmark': {*BELOW_SWAP, 'datasets'},
+    'visualization': {*BELOW_SWAP, 'datasets'},
+    'reproduce': {*BELOW_SWAP, 'datasets', 'benchmark'},
     'doctor': set(),
 }
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob('*/__init__.py'))

@@ -14,12 +14,12 @@ from mmengine.config import DictAction
 from contnet_mm.apis.config import read_config
 from contnet_mm.datasets.check import (
     KINDS,
-    DatasetIssue,
     Part,
     check_parts,
     parts_of_config,
     parts_of_folder,
 )
+from contnet_mm.datasets.check.issues import describe
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,18 +59,6 @@ def find_parts(args: argparse.Namespace) -> list[Part]:
     except Exception as error:  # a config is a program, and may fail as one
         raise ValueError(f'--config {args.config}: {error}') from error
     return parts_of_config(config)
-
-
-def describe(issue: DatasetIssue) -> str:
-    """Return an issue as a few lines."""
-    number = f' ({issue.count})' if issue.examples else ''
-    note = 'note ' if issue.is_note else ''
-    lines = [f'{note}[{issue.part}] {issue.check}{number}: {issue.what}', *issue.examples]
-    if issue.count > len(issue.examples) > 0:
-        lines.append(f'and {issue.count - len(issue.examples)} more')
-    if issue.fix:
-        lines.append(f'fix: {issue.fix}')
-    return '\n    '.join(lines)
 
 
 def main() -> None:

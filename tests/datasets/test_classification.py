@@ -55,9 +55,11 @@ def imagenet(root, listed=None, part='train', folders=('n01', 'n02', 'n03')):
         (root / 'list.txt').write_text(listed)
     if listed is not None and '/' not in listed:
         names = [line.split()[0] for line in listed.splitlines()]
-    for name in names:
+    for index, name in enumerate(names):
         (root / part / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new('RGB', (8, 8)).save(root / part / name, format='JPEG')
+        Image.new('RGB', (8, 8), (20 * index, 9 * len(part), 0)).save(
+            root / part / name, format='JPEG'
+        )
     return ClassificationPart(
         name=part,
         image_dir=root / part,

@@ -38,9 +38,16 @@ def read_coco_file(report: Report, path: Path, fix: str, labelled: bool) -> Entr
 
     What is missing, incomplete or doubled is reported; no annotations at all only if ``labelled``.
     """
-    content = _read_json(report, path, fix)
+    content = read_json(report, path, fix)
     if content is None:  # which is reported
         return {key: [] for key in FIELDS}
+    return select_complete(report, content, path, fix, labelled)
+
+
+def select_complete(
+    report: Report, content: object, path: Path, fix: str, labelled: bool
+) -> Entries:
+    """Return the entries of a COCO file's content that have all ``FIELDS``; report the others."""
     content = content if isinstance(content, dict) else {}
     given = {key: content[key] if isinstance(content.get(key), list) else [] for key in FIELDS}
     absent = [key for key, entries in given.items() if not entries]
@@ -71,14 +78,16 @@ def check_annotations(report: Report, content: Entries, fix: str, masks: bool) -
     categories = {category['id'] for category in content['categories']}
     faulty: dict[str, list[str]] = {check: [] for check in FAULTS}
     for annotation in annotations:
-        for check in _faults(annotation, images.get(annotation['image_id']), categories, masks):
-            faulty[check].append(_describe(annotation, FIELDS['annotations']))
+        image = images.get(annotation['image_id'])
+        name = f'{image["file_name"]}: ' if image else ''
+        for check in _faults(annotation, image, categories, masks):
+            faulty[check].append(name + _describe(annotation, FIELDS['annotations']))
     for check, names in faulty.items():
         few = check in TOLERATED and len(names) <= len(annotations) * TOLERATED_SHARE
         report.add(check, FAULTS[check], names, '' if few else fix)
 
 
-def _read_json(report: Report, path: Path, fix: str) -> object:
+def read_json(report: Report, path: Path, fix: str) -> object:
     """Return the content of a file, or report why that is not possible and return None."""
     if not path.is_file():
         # Where MMDetection's converter writes when it is not told where.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from .files import list_files, note_colours, open_images, read_list
 from .fixes import UNPACK_CLASSES, quote
@@ -32,6 +33,10 @@ class ClassificationPart(Part):
     may_be_empty: bool = False
     wordnet_order: bool = False
 
+    def count_classes(self) -> int | None:
+        """Return the number of classes, None if it is not known."""
+        return self.num_classes or len(self.class_folders()) or None
+
     def check(self, report: Report) -> None:
         """Add all that is wrong to a report."""
         fix = self.fix.images
@@ -44,6 +49,9 @@ class ClassificationPart(Part):
             names = self._check_list(report, files, found)
         else:
             names = self._check_folders(report, files, found)
+        if not names and not report.issues:  # which tell why
+            what = f'no images are read from {self.ann_file or self.image_dir}'
+            report.add_one('empty', what, fix)
         what = f'images are in {self.ann_file or self.image_dir}'
         report.compare('count', what, len(names), self.num_images, fix)
         note_colours(report, open_images(report, 'images', self.image_dir, names, files, fix))
@@ -98,9 +106,13 @@ class ClassificationPart(Part):
             fix = f'mv {path} {path}.unused'
         report.add('missing-image', f'images listed in {self.ann_file} are missing', missing, fix)
         if len(missing) < len(labels):
-            spare = [name for name in found if name not in labels]
+            spare = {name for name in found if name not in labels}
+            if spare and self.others:
+                spare -= {name for path in self.others for name in _listed(path)}
             what = f'images are not listed in {self.ann_file}'
-            report.add('unlisted-image', what, spare, self.fix.annotations)
+            # A list of one's own may leave images out.
+            fix = self.fix.annotations if self.wordnet_order else ''
+            report.add('unlisted-image', what, sorted(spare), fix)
         self._check_labels(report, labels)
         return list(labels)
 
@@ -128,7 +140,8 @@ class ClassificationPart(Part):
             what = f'labels are not within 0 to {self.num_classes - 1}'
             report.add('label-values', what, strange, fix)
             absent = sorted(set(range(self.num_classes)) - set(labels.values()))
-            report.add('empty-class', 'labels occur nowhere', absent, fix)
+            needed = self.wordnet_order or 'train' in self.name
+            report.add('empty-class', 'labels occur nowhere', absent, fix if needed else '')
         by_folder = defaultdict(set)
         for name, label in labels.items():
             if '/' in name:
@@ -145,3 +158,9 @@ class ClassificationPart(Part):
             ]
             what = 'folders have another label than their position in the order of names'
             report.add('class-order', what, wrong, fix)
+
+
+def _listed(path: Path) -> list[str]:
+    """Return the images in a list of labels; its faults are reported where it is checked."""
+    lines = read_list(Report('', False), 'list of labels', path, '')
+    return [line.strip().rpartition(' ')[0] for line in lines]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .annotations import check_annotations, read_coco_file
+from .annotations import Entries, check_annotations, read_coco_file
 from .files import ImageInfo, list_files, note_colours, open_images
 from .issues import Report
 from .parts import IMAGE_SUFFIXES, Part
@@ -35,6 +35,10 @@ class DetectionPart(Part):
     instance_maps: bool = False
     metric_ann_file: Path | None = None
 
+    def count_classes(self) -> int | None:
+        """Return the number of classes, None if it is not known."""
+        return None if self.classes is None else len(self.classes)
+
     def check(self, report: Report) -> None:
         """Add all that is wrong to a report."""
         is_there = self.image_dir.is_dir()
@@ -55,6 +59,7 @@ class DetectionPart(Part):
             if is_there:
                 self._check_names(report, entries, files)
             check_annotations(report, content, fix, self.masks)
+            self._check_occurrence(report, content)
         names = list(entries) or [n for n in files if n.lower().endswith(IMAGE_SUFFIXES)]
         images = open_images(report, 'images', self.image_dir, names, files, self.fix.images)
         note_colours(report, images)
@@ -82,11 +87,22 @@ class DetectionPart(Part):
         unread = [name for name in names if name not in self.classes]
         report.add('classes', 'categories are no classes: their annotations are left out', unread)
 
+    def _check_occurrence(self, report: Report, content: Entries) -> None:
+        used = {annotation['category_id'] for annotation in content['annotations']}
+        filled = {entry['name'] for entry in content['categories'] if entry['id'] in used}
+        there = {entry['name'] for entry in content['categories']} & {*(self.classes or ())}
+        if used:  # that there are no annotations at all is reported
+            what = 'classes have no annotation'
+            report.add('empty-class', what, [n for n in self.classes or () if n in there - filled])
+
     def _check_names(self, report: Report, entries: dict[str, dict], files: dict[str, int]) -> None:
         # A name may lead out of the folder and still be right.
         missing = [n for n in entries if n not in files and not (self.image_dir / n).is_file()]
         report.add('missing-image', 'listed images are missing', missing, self.fix.images)
         spare = [n for n in files if n.lower().endswith(IMAGE_SUFFIXES) and n not in entries]
+        if spare and self.others:
+            elsewhere = {name for path in self.others for name in _listed(path)}
+            spare = [name for name in spare if name not in elsewhere]
         # Only of a data set whose counts are known is it known that a folder holds one part.
         known = self.num_images is not None
         fix = f'{self.fix.annotations}; or move them away' if known else ''
@@ -112,6 +128,13 @@ def instance_map(image: Path) -> Path:
     """Return where MMDetection's Cityscapes evaluator looks for the instances of an image."""
     path = str(image).replace('leftImg8bit.png', 'gtFine_instanceIds.png')
     return Path(path.replace('leftImg8bit', 'gtFine'))
+
+
+def _listed(path: Path) -> list[str]:
+    """Return the images in a COCO file; what is wrong with it is reported where it is checked."""
+    return [
+        one['file_name'] for one in read_coco_file(Report('', False), path, '', False)['images']
+    ]
 
 
 def _wrong_sizes(images: dict[str, ImageInfo], entries: dict[str, dict]) -> list[str]:

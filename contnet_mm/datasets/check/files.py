@@ -100,6 +100,8 @@ def open_images(
     """
     report.add('empty-file', f'{what} have 0 bytes', [n for n in names if sizes.get(n) == 0], fix)
     there = [name for name in names if sizes.get(name)]
+    if not values:  # label images may well be alike
+        report.images |= {folder / name: sizes[name] for name in there}
     chosen = there if report.all_images else there[:: max(1, -(-len(there) // SAMPLE))]
     # Decoding lets other threads run.
     with ThreadPool(WORKERS) as pool:

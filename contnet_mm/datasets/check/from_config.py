@@ -16,6 +16,7 @@ from contnet_mm.utils.errors import first_line
 from .classification import ClassificationPart
 from .detection import DetectionPart
 from .fixes import NUM_IMAGES, find_demo, find_origin
+from .heads import find_heads
 from .parts import IMAGE_SUFFIXES, Part
 from .segmentation import SegmentationPart
 
@@ -47,7 +48,21 @@ def parts_of_config(config: Config) -> list[Part]:
     if not loaders:
         names = ', '.join(f'{loader}_dataloader' for loader in LOADERS)
         raise ValueError(f'the config has none of {names}: give one that trains or tests')
-    return [replace(part, name=', '.join(names)) for part, names in loaders.items()]
+    heads = tuple(find_heads(config).items())
+    lists = {(part.image_dir, part.ann_file) for part in loaders if part.ann_file}
+    return [
+        replace(
+            part,
+            name=', '.join(names),
+            heads=heads,
+            others=tuple(
+                path
+                for folder, path in sorted(lists)
+                if folder == part.image_dir and path != part.ann_file
+            ),
+        )
+        for part, names in loaders.items()
+    ]
 
 
 def make_part(
@@ -120,8 +135,6 @@ def _segmentation(
     label_dir = _join(root, prefix.get('seg_map_path', ''))
     is_cityscapes = name == 'CityscapesDataset'
     num_classes = CITYSCAPES_CLASSES if is_cityscapes else len(own) if own else None
-    if num_classes and dataset.get('reduce_zero_label'):
-        num_classes += 1  # 0 is ignored, and the classes start at 1
     kind = 'cityscapes' if is_cityscapes else None
     fix, count = find_origin(kind, root, image_dir.name, image_dir, label_dir)
     ends = ('_leftImg8bit.png', '_gtFine_labelTrainIds.png') if is_cityscapes else ('.jpg', '.png')
@@ -137,6 +150,7 @@ def _segmentation(
         num_images=None if ann_file else count,
         ann_file=_join(root, ann_file) if ann_file else None,
         ignored=dataset.get('ignore_index', 255),
+        reduce_zero_label=dataset.get('reduce_zero_label', False),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 NUM_EXAMPLES = 3
 
@@ -35,6 +36,18 @@ class DatasetIssue:
         return not self.fix
 
 
+def describe(issue: DatasetIssue) -> str:
+    """Return an issue as a few lines for people."""
+    number = f' ({issue.count})' if issue.examples else ''
+    note = 'note ' if issue.is_note else ''
+    lines = [f'{note}[{issue.part}] {issue.check}{number}: {issue.what}', *issue.examples]
+    if issue.count > len(issue.examples) > 0:
+        lines.append(f'and {issue.count - len(issue.examples)} more')
+    if issue.fix:
+        lines.append(f'fix: {issue.fix}')
+    return '\n    '.join(lines)
+
+
 @dataclass
 class Report:
     """Collects the issues of one part while it is checked.
@@ -43,11 +56,13 @@ class Report:
         part: The part, such as 'train'.
         all_images: Whether to open every image, not a sample.
         issues: What has been found so far.
+        images: Size in bytes of each image of the part that is there, by its path.
     """
 
     part: str
     all_images: bool
     issues: list[DatasetIssue] = field(default_factory=list)
+    images: dict[Path, int] = field(default_factory=dict)
 
     def add(self, check: str, what: str, faulty: Iterable[object], fix: str = '') -> None:
         """Add one issue for all that is faulty; none where nothing is.

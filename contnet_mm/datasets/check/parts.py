@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .duplicates import check_duplicates
 from .fixes import FixCommands
 from .issues import DatasetIssue, Report
 
@@ -24,6 +25,8 @@ class Part(ABC):
         fix: The commands that put it right.
         ann_file: The file of annotations, labels or names; None if there is none.
         num_images: Number of images; None if not known.
+        others: The annotations or lists of other parts whose images lie in the same folder.
+        heads: How many classes the heads of the model predict, by their place in the config.
     """
 
     name: str
@@ -31,10 +34,16 @@ class Part(ABC):
     fix: FixCommands
     ann_file: Path | None = None
     num_images: int | None = None
+    others: tuple[Path, ...] = ()
+    heads: tuple[tuple[str, int], ...] = ()
 
     @abstractmethod
     def check(self, report: Report) -> None:
         """Add all that is wrong on disk to a report."""
+
+    @abstractmethod
+    def count_classes(self) -> int | None:
+        """Return the number of classes, None if it is not known."""
 
     def class_folders(self) -> list[str]:
         """Return the folders that name the classes, in the order of their labels, if they do."""
@@ -55,9 +64,13 @@ def check_parts(parts: Sequence[Part], all_images: bool = False) -> list[Dataset
     """
     issues: list[DatasetIssue] = []
     first: Part | None = None
+    heads: set[str] = set()  # of each one issue is enough
+    images: dict[str, dict[Path, int]] = {}
     for part in parts:
         report = Report(part.name, all_images)
         part.check(report)
+        heads |= _check_heads(report, part, heads)
+        images[part.name] = report.images
         folders = part.class_folders()
         first = first or (part if folders else None)
         if first and folders:
@@ -66,4 +79,19 @@ def check_parts(parts: Sequence[Part], all_images: bool = False) -> list[Dataset
             differing = sorted({*folders} ^ {*first.class_folders()})
             report.add('classes', what + 'labels differ', differing, part.fix.images)
         issues += report.issues
-    return issues
+    return issues + check_duplicates(images, all_images)
+
+
+def _check_heads(report: Report, part: Part, known: set[str]) -> set[str]:
+    """Report heads that predict another number of classes than the part has; return them."""
+    count = part.count_classes()
+    wrong = {
+        path: number
+        for path, number in part.heads
+        if count is not None and number != count and path not in known
+    }
+    what = f'the model predicts another number of classes than the {count} of the data'
+    settings = ' '.join(f'{path}={count}' for path in wrong)
+    fix = f'give --cfg-options {settings}, or say so in the config'
+    report.add('head-classes', what, (f'{path}={n}' for path, n in wrong.items()), fix)
+    return {*wrong}

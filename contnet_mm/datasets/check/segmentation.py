@@ -27,6 +27,7 @@ class SegmentationPart(Part):
         image_suffix: End of an image's name.
         label_suffix: What stands there in the name of its labels.
         ignored: Label of pixels that do not count.
+        reduce_zero_label: Whether 0 does not count either, and the classes start at 1.
     """
 
     label_dir: Path
@@ -34,6 +35,11 @@ class SegmentationPart(Part):
     image_suffix: str
     label_suffix: str
     ignored: int = 255
+    reduce_zero_label: bool = False
+
+    def count_classes(self) -> int | None:
+        """Return the number of classes, None if it is not known."""
+        return self.num_classes
 
     def check(self, report: Report) -> None:
         """Add all that is wrong to a report."""
@@ -44,6 +50,9 @@ class SegmentationPart(Part):
         # Names of images and of their labels.
         stems = self._stems(report, files)
         pairs = {stem + self.image_suffix: stem + self.label_suffix for stem in stems}
+        if not stems and not report.issues:  # which tell why
+            what = f'no images *{self.image_suffix} are read from {self.image_dir}'
+            report.add_one('empty', what, fix.images)
         what = f'images are in {self.image_dir}'
         report.compare('count', what, len(stems), self.num_images, fix.images)
         missing = [label for label in pairs.values() if label not in label_files]
@@ -58,7 +67,7 @@ class SegmentationPart(Part):
                 if name.endswith(self.label_suffix)
                 and name.removesuffix(self.label_suffix) + self.image_suffix not in files
             ],
-            fix.images,
+            fix.images if self.ann_file is None else '',
         )
         pairs = {
             name: label for name, label in pairs.items() if name in files and label in label_files
@@ -97,7 +106,8 @@ class SegmentationPart(Part):
             what = 'label values are not checked: the data set names no classes'
             report.add_one('label-values', what)
             return
-        allowed = {*range(self.num_classes), self.ignored}
+        last = self.num_classes - 1 + self.reduce_zero_label
+        allowed = {*range(last + 1), self.ignored}
         strange = {
             name: sorted(image.values - allowed)
             for name, image in labels.items()
@@ -105,7 +115,7 @@ class SegmentationPart(Part):
         }
         present = {value for values in strange.values() for value in values}
         what = (
-            f'label images hold values other than 0 to {self.num_classes - 1} and {self.ignored} '
+            f'label images hold values other than 0 to {last} and {self.ignored} '
             f'({", ".join(map(str, sorted(present)))})'
         )
         if present <= set(range(LAST_LABEL_ID + 1)):
