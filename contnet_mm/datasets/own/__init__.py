@@ -1,0 +1,1 @@
+"""Own data: reading it, converting what has to be, and a config that trains on it."""

@@ -1,0 +1,53 @@
+"""What the command says when it is done."""
+
+from __future__ import annotations
+
+from contnet_mm.datasets.check.issues import describe
+from contnet_mm.swap.edit import dotted, find_value
+from contnet_mm.swap.task import library_of
+from contnet_mm.swap.text.command import shorten
+from contnet_mm.swap.text.difference import MISSING, to_plain
+from contnet_mm.utils.markdown import make_table
+
+from .make import Made, Request
+
+NUM_NAMES = 10
+
+
+def summarise(made: Made, request: Request) -> str:
+    """Return what was read, what changed and why, what is worth knowing, and what comes next."""
+    parts = ', '.join(
+        f'{role} {len(part.samples)} ({part.name})' for role, part in made.chosen.items()
+    )
+    names = ', '.join(made.data.classes[:NUM_NAMES])
+    if len(made.data.classes) > NUM_NAMES:
+        names += f' and {len(made.data.classes) - NUM_NAMES} more'
+    lines = [
+        f'{request.root}: {made.data.layout}; images: {parts}',
+        f'{len(made.data.classes)} classes: {names}',
+        '',
+        list_changes(made),
+        *(describe(note) for note in made.notes),
+        f'verified: {made.what_ran}',
+    ]
+    if made.folder:
+        lines.append(f'converted: {made.folder}')
+    library = library_of(made.base)
+    lines += [f'written: {request.out}', f'next: mim train {library} {request.out}']
+    return '\n'.join(lines) + '\n'
+
+
+def list_changes(made: Made) -> str:
+    """Return a Markdown table of what changed; what is the same in several places in one row."""
+    configs = to_plain(made.base), to_plain(made.swap.config)
+    rows: dict[tuple, list[str]] = {}
+    for path, why in made.swap.changes.items():
+        values = (shorten(find_value(config, path, MISSING)) for config in configs)
+        rows.setdefault((*values, why), []).append(dotted(path))
+    return make_table(
+        ('key', 'was', 'is', 'why'),
+        (
+            (keys[0] + (f' and {len(keys) - 1} more' if len(keys) > 1 else ''), *row)
+            for row, keys in rows.items()
+        ),
+    )
