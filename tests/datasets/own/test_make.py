@@ -6,6 +6,7 @@ import shutil
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 from PIL import Image
@@ -326,6 +327,22 @@ def test_images_without_parts_are_divided_by_a_share(folder, no_trial):
     ]
     assert len(made.chosen['val'].samples) == 9 and lists[0] & lists[1] == {''}
     assert 'cat/1.png 0' in lists[0] | lists[1]
+
+
+def test_black_and_white_masks_are_converted_for_each_part(folder, no_trial):
+    asked = request('masks', folder, classes=('ground', 'thing'))
+    for path in asked.root.glob('masks/*/*.png'):
+        with Image.open(path) as image:
+            thing = image.point(lambda value: 255 * (value > 0))
+        thing.save(path)
+    # Of one name in two parts, with other labels.
+    for kind in ('images', 'masks'):
+        (asked.root / kind / 'val/5.png').rename(asked.root / kind / 'val/1.png')
+    make_config(asked, Options())
+    for part in ('train', 'val'):
+        made = np.array(Image.open(folder / f'my_data/labels/{part}/1.png'))
+        given = np.array(Image.open(asked.root / f'masks/{part}/1.png'))
+        assert np.array_equal(made, given // 255) and {*made.flat} == {0, 1}
 
 
 def run(monkeypatch, capsys, *arguments):
