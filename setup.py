@@ -75,6 +75,9 @@ setup(
             'tqdm>=4.60',
         ],
         'safetensors': ['safetensors>=0.8.0'],
+        # export_onnx: the file format, torch's translator into it, and what runs it.
+        'export': ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.20'],
+        'openvino': ['openvino>=2025.0'],  # export_onnx --openvino: runs the same files
         # fetch_weights: lists and reads the authors' folder on Google Drive, which has no plain
         # addresses; the rest is done by the standard library, rich and filelock (torch has it).
         'weights': ['gdown>=6.5'],

@@ -25,6 +25,7 @@ ALLOWED = {
     'benchmark': {*BELOW_SWAP, 'datasets'},
     'visualization': {*BELOW_SWAP, 'datasets'},
     'reproduce': {*BELOW_SWAP, 'datasets', 'benchmark'},
+    'export': {*BELOW_SWAP, 'datasets', 'benchmark'},
     'doctor': set(),
 }
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob('*/__init__.py'))

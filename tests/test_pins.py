@@ -108,7 +108,7 @@ def test_extra_of_a_stack_names_its_libraries_from_the_pinned_versions_on(stack)
 
 @each_stack
 def test_other_extras_have_lower_bounds_that_the_pins_keep(stack):
-    for extra in ('demo', 'safetensors', 'weights', 'cam', 'dev'):
+    for extra in ('demo', 'safetensors', 'weights', 'cam', 'export', 'dev'):
         for name, lowest in read_extras()[extra]:
             assert numbers(PINS[stack][name]) >= numbers(lowest), name
 

@@ -75,13 +75,23 @@ def find_crops(say: Callable[[str], object], folder: str | Path | None = None) -
         return None
 
 
+def find_natural() -> list[Path]:
+    """Return the photographs in colour that scikit-image carries.
+
+    Raises:
+        ModuleNotFoundError: If scikit-image or scikit-learn is missing.
+        ValueError: If this version of scikit-image carries too few.
+    """
+    # Needs what the demo needs, which not everyone has installed.
+    from contnet_mm.datasets.demo.sources import find_photographs
+
+    found = find_photographs()
+    return [found[name] for name in NATURAL if name in found] or [*found.values()]
+
+
 def _find(folder: str | Path | None) -> list[Path]:
     if folder is None:
-        # Needs what the demo needs, which not everyone has installed.
-        from contnet_mm.datasets.demo.sources import find_photographs
-
-        found = find_photographs()
-        return [found[name] for name in NATURAL if name in found] or [*found.values()]
+        return find_natural()
     if Path(folder).is_file():
         return [Path(folder)]
     paths = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)
