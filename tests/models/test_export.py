@@ -93,16 +93,9 @@ def test_the_onnx_graph_of_cont_ti_does_not_grow_with_the_image(position):
     check_growth(lambda net, x: len(export_onnx(net, x).model_proto.graph.node), position)
 
 
-@pytest.mark.parametrize(
-    ('size', 'position'),
-    [
-        (SIZES[0], 'absolute'),
-        pytest.param(SIZES[0], 'relative', marks=pytest.mark.slow),
-        pytest.param(SIZES[1], 'absolute', marks=pytest.mark.slow),
-        pytest.param(SIZES[1], 'relative', marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('position', POSITIONS)
+@pytest.mark.parametrize('size', SIZES, ids=str)
 def test_onnxruntime_gives_the_maps_of_cont_ti(tmp_path, size, position):
     net = build('tiny', position=position)
     program, x = export_onnx(net, image(size)), image(size)
