@@ -1,6 +1,7 @@
 """Fetched weights get their name once they are right, stay the same file, and fit the configs."""
 
 import errno
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -238,23 +239,21 @@ def size_of_part(folder):
     return sum(path.stat().st_size for path in folder.glob('*.part'))
 
 
-def start_tool(server, folder):
-    command = [sys.executable, ROOT / 'tools/fetch_weights.py', 'Ti', '--from', server.url]
-    return subprocess.Popen(
-        [*map(str, command), '--folder', str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def start_fetch(server, folder):
+    process = multiprocessing.get_context('fork').Process(
+        target=fetch_weights, args=('Ti', server.url, folder)
     )
+    process.start()
+    return process
 
 
 def test_a_killed_fetch_goes_on_where_it_ended(server, tmp_path):
     server.gate = threading.Event()
-    process = start_tool(server, tmp_path)
+    process = start_fetch(server, tmp_path)
     half = len(server.content) // 2
     wait_for(lambda: size_of_part(tmp_path) == half)
     process.kill()
-    process.communicate()
+    process.join()
     server.gate.set()
     assert [Path(name).suffix for name in names(tmp_path)] == ['.part']
     fetch_weights('Ti', server.url, tmp_path)
@@ -265,7 +264,7 @@ def test_a_killed_fetch_goes_on_where_it_ended(server, tmp_path):
 
 def test_two_at_once_fetch_one_file(server, tmp_path):
     server.gate = threading.Event()
-    process = start_tool(server, tmp_path)
+    process = start_fetch(server, tmp_path)
     wait_for(lambda: size_of_part(tmp_path))
     lines = []
     second = threading.Thread(
@@ -274,9 +273,9 @@ def test_two_at_once_fetch_one_file(server, tmp_path):
     second.start()
     wait_for(lambda: any('waiting' in line for line in lines))
     server.gate.set()
-    output = process.communicate(timeout=60)
+    process.join(60)
     second.join()
-    assert process.returncode == 0, output
+    assert process.exitcode == 0
     assert len(server.ranges) == 1
     assert names(tmp_path) == [KEPT, PIN, OURS]
     assert any('is there already' in line for line in lines)

@@ -33,6 +33,7 @@ LOAD_HERE = {
     for part in ('train', 'val', 'test')
     for key, value in (('num_workers', 0), ('persistent_workers', False))
 }
+LOADS_HERE = [f'{key}={value}' for key, value in LOAD_HERE.items()]
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def mim(folder):
     """Run a command of mim in new processes, as at a shell; return what it prints."""
 
     def run(verb, library, *args, changes=()):
-        words = ['--cfg-options', *changes] if changes else []
+        words = ['--cfg-options', *LOADS_HERE, *changes]
         result = run_python('-m', 'mim', verb, library, *args, *words, cwd=folder)
         output = result.stdout + result.stderr
         assert result.returncode == 0, output[-3000:]
@@ -75,8 +76,7 @@ def script(folder, monkeypatch, capfd):
 
     def run(verb, library, *args, changes=()):
         path = Path(origin(library)).parent / '.mim' / 'tools' / f'{verb}.py'
-        here = [f'{key}={value}' for key, value in LOAD_HERE.items()]
-        words = [path, *args, '--cfg-options', *here, *changes]
+        words = [path, *args, '--cfg-options', *LOADS_HERE, *changes]
         monkeypatch.setattr(sys, 'argv', [*map(str, words)])
         runpy.run_path(str(path), run_name='__main__')
         return words_of(''.join(capfd.readouterr()))
