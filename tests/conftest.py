@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import mmengine.config.utils
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 if torch.cuda.is_available():  # comparisons are about the network, not about TF32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -49,6 +50,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def nothing_stays(monkeypatch, tmp_path):
+    """Undo what inferencers and scripts set for good; work in an empty folder."""
+    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
+    monkeypatch.setattr('mmengine.logging.MMLogger.setLevel', lambda *_: None)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 
 from contnet_mm.apis.config import read_config
 from contnet_mm.apis.inference import (
@@ -32,12 +31,7 @@ DOC_BLOCKS = re.findall(
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays(monkeypatch, tmp_path):
-    # Inferencers set the default scope for good, the script how much is logged.
-    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
-    monkeypatch.setattr('mmengine.logging.MMLogger.setLevel', lambda *_: None)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures('nothing_stays')
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from mmengine.registry import DefaultScope
 
 from contnet_mm.apis.config import read_config
 from contnet_mm.export import run
@@ -15,12 +14,7 @@ from contnet_mm.export.evaluate import evaluate_file, evaluate_torch
 from contnet_mm.export.images import make_reader
 from contnet_mm.export.runtimes import Session
 
-
-@pytest.fixture(autouse=True)
-def nothing_stays(monkeypatch, tmp_path):
-    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
-    monkeypatch.setattr('mmengine.logging.MMLogger.setLevel', lambda *_: None)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures('nothing_stays')
 
 
 def metrics_of(exported, cfg):

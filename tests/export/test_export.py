@@ -2,9 +2,7 @@
 
 import json
 import re
-import runpy
 import shutil
-import sys
 
 import numpy as np
 import onnx
@@ -21,16 +19,12 @@ from contnet_mm.export.images import fit, make_reader
 from contnet_mm.export.runtimes import Session
 from contnet_mm.export.tracing import average_pool
 from tests.export.conftest import CASES, SIZE, write_model
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_tool
 
 DEMO = ROOT / 'configs' / 'demo'
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays(monkeypatch, tmp_path):
-    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
-    monkeypatch.setattr('mmengine.logging.MMLogger.setLevel', lambda *_: None)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures('nothing_stays')
 
 
 def expect(exported, images):
@@ -165,29 +159,23 @@ def test_pooling_by_products_is_adaptive_average_pooling(output_size):
     )
 
 
-def run_tool(*args, monkeypatch):
-    script = str(ROOT / 'tools' / 'export_onnx.py')
-    monkeypatch.setattr(sys, 'argv', [script, *map(str, args)])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(script, run_name='__main__')
-    return end.value.code
-
-
 def test_the_tool_exports_the_backbone_of_a_classifier_and_says_what_differs(
-    images, tmp_path, monkeypatch, capsys
+    images, tmp_path, monkeypatch
 ):
     config, weights = write_model(tmp_path, 'classifier')
     args = (config, weights, '--size', '64x96', '--backbone', '--check', *images)
-    assert run_tool(*args, monkeypatch=monkeypatch) == 0
-    text = capsys.readouterr().out
+    result = run_tool('export_onnx', *args)
+    assert result.returncode == 0
+    text = result.stdout
     assert re.search(r'\| map_0 \| \d\.\de-\d\d \|', text) and 'on 3 images' in text
     beside = tmp_path / 'classifier_backbone.onnx'
     assert beside.with_suffix('.json').is_file() and Session(beside).outputs == ['map_0']
     monkeypatch.setattr(onnx_file, 'make_onnx', lambda _: (onnx.load(beside), None))
     monkeypatch.setattr(check, 'TOLERANCE', 0)
     out = tmp_path / 'new' / 'net.onnx'
-    assert run_tool(*args, '-o', out, monkeypatch=monkeypatch) == 1
-    assert out.is_file() and 'more than rounding' in capsys.readouterr().out
+    result = run_tool('export_onnx', *args, '-o', out)
+    assert result.returncode == 1
+    assert out.is_file() and 'more than rounding' in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -245,10 +233,11 @@ def test_two_stage_detectors_are_refused_with_a_way_out(tmp_path):
         ),
     ],
 )
-def test_the_tool_names_what_is_wrong(args, message, tmp_path, monkeypatch, capsys):
+def test_the_tool_names_what_is_wrong(args, message, tmp_path):
     (tmp_path / 'x.py').write_text(f'_base_ = {str(DEMO / "contnet-ti_demo-imagenet.py")!r}')
-    assert run_tool(*args, monkeypatch=monkeypatch) == 2
-    assert message in ' '.join(capsys.readouterr().err.split())
+    result = run_tool('export_onnx', *args)
+    assert result.returncode == 2
+    assert message in ' '.join(result.stderr.split())
     assert [path.name for path in tmp_path.iterdir()] == ['x.py']
 
 

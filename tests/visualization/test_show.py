@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 
 import contnet_mm
 from contnet_mm.apis.config import read_config
@@ -21,11 +20,7 @@ SIZE = (90, 70)  # height and width
 COLOUR = (200, 160, 40)  # RGB
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays(monkeypatch, tmp_path):
-    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
-    monkeypatch.setattr('mmengine.logging.MMLogger.setLevel', lambda *_: None)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures('nothing_stays')
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """From a folder of data to a config: what is written, what is refused, what is left behind."""
 
 import json
-import runpy
 import shutil
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +21,7 @@ from contnet_mm.datasets.own.make import BadDataError, Request, make_config
 from contnet_mm.datasets.own.plan import Options
 from contnet_mm.swap.edit import SwapError
 from tests.datasets.own.forms import CLASSES, SIZE, save, write
-from tests.helpers import ROOT, run_python
+from tests.helpers import ROOT, run_python, run_tool
 
 BASES = dict(
     voc='retinanet_contnet-ti_fpn_1x_coco',
@@ -345,26 +343,20 @@ def test_black_and_white_masks_are_converted_for_each_part(folder, no_trial):
         assert np.array_equal(made, given // 255) and {*made.flat} == {0, 1}
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, 'argv', ['own_data.py', *map(str, arguments)])
-    status = 0
-    try:
-        runpy.run_path(str(SCRIPT), run_name='__main__')
-    except SystemExit as stop:
-        status = stop.code
-    output = capsys.readouterr()
-    return status, output.out + output.err
+def run(*arguments):
+    result = run_tool('own_data', *arguments)
+    return result.returncode, result.stdout + result.stderr
 
 
-def test_the_script_prints_what_it_did_or_what_to_fix(folder, no_trial, monkeypatch, capsys):
+def test_the_script_prints_what_it_did_or_what_to_fix(folder, no_trial):
     write('yolo', folder / 'data')
     drop_area(folder / 'data')
     command = ('data', '--base', BASES['voc'], '--size', '64x96')
-    status, output = run(monkeypatch, capsys, *command)
+    status, output = run(*command)
     assert status == 1 and output.endswith('1 issue to fix; nothing was written\n')
     assert '[train] empty-box (1)' in output
     assert f'own_data {" ".join(command)} --repair' in output
-    status, output = run(monkeypatch, capsys, *command, '--repair', '-o', 'my.py')
+    status, output = run(*command, '--repair', '-o', 'my.py')
     assert status == 0 and 'data: YOLO text; images: train 4 (train), val 2 (val)' in output
     assert f'3 classes: {", ".join(CLASSES)}' in output
     assert '| model.bbox_head.num_classes | 80 | 3 | The data has 3 classes. |' in output
@@ -382,7 +374,7 @@ def test_the_script_prints_what_it_did_or_what_to_fix(folder, no_trial, monkeypa
     ],
 )
 def test_the_script_refuses_wrong_use_with_status_2(monkeypatch, capsys, arguments, said):
-    status, output = run(monkeypatch, capsys, *arguments)
+    status, output = run(*arguments)
     assert status == 2 and said in output and 'Traceback' not in output
 
 
