@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from contnet_mm.apis.complexity import find_published
 from contnet_mm.doctor.facts import origin
+from contnet_mm.reproduce.rows import METRICS, TOLERANCES
 from tests.helpers import ROOT
 
 FOLDERS = sorted(
@@ -76,13 +77,21 @@ def test_the_page_has_a_row_for_each_config_and_keeps_published_apart(folder):
 def test_metrics_of_the_metafile_are_those_measured_on_the_page(folder):
     rows = dict(metric_rows(folder / 'README.md'))
     for model in read_yaml(folder / 'metafile.yml')['Models']:
-        metrics = [
-            value for result in model['Results'] for value in result.get('Metrics', {}).values()
+        metrics = {}
+        for result in model['Results']:
+            metrics |= result.get('Metrics', {})
+        # The page shows those that count, with their spread over seeds.
+        spread = model.get('Measured', {}).get('Spread', {})
+        expected = [
+            f'{metrics[name]:.{METRICS[name][2]}f}'
+            + (f' ± {spread[name]:.{METRICS[name][2]}f}' if name in spread else '')
+            for name in TOLERANCES
+            if name in metrics
         ]
         measured = ' '.join(
             cell for heading, cell in rows[model['Name']].items() if 'measured here' in heading
         )
-        assert sorted(map(float, re.findall(r'\d+\.\d+', measured))) == sorted(metrics)
+        assert re.findall(r'\d+\.\d+(?: ± \d+\.\d+)?', measured) == expected
 
 
 def test_the_index_imports_each_metafile():
