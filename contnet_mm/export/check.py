@@ -146,7 +146,7 @@ def _compare_detections(
     for i in range(len(scores_a)):
         free = [j for j in np.flatnonzero(alike[i]) if j not in partner.values()]
         if free:
-            j = partner[i] = min(free, key=lambda j: distance[i, j])  # noqa: B023 (used at once)
+            j = partner[i] = min(free, key=distance[i].__getitem__)
             comparison.add('boxes', distance[i, j])
             comparison.add('scores', gap[i, j])
     alone_a = np.delete(scores_a, [*partner])

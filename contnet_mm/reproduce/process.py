@@ -68,9 +68,8 @@ def run_command(
                 if progress:
                     report(progress)
     if process.returncode:
-        is_full = (
-            shutil.disk_usage(log.parent).free < FULL_DISK
-        )  # the log could not be written then
+        # On a full disk the log lacks the reason too.
+        is_full = shutil.disk_usage(log.parent).free < FULL_DISK
         reason = 'No space left on device' if is_full else read_reason(log)
         raise CommandError(
             f'{reason} (status {process.returncode} of {" ".join(command)}; see {log})'

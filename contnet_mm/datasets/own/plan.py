@@ -19,8 +19,15 @@ from .recipe import set_recipe, set_weights
 from .size import PIPELINES, set_size
 
 # What stays of the base's data sets.
-KEPT = ('filter_cfg', 'test_mode', 'pipeline', 'backend_args', 'ignore_index', 'extensions')
-KEPT = (*KEPT, '_scope_')
+KEPT = (
+    'filter_cfg',
+    'test_mode',
+    'pipeline',
+    'backend_args',
+    'ignore_index',
+    'extensions',
+    '_scope_',
+)
 WHY_DATA = 'Own data.'
 
 
