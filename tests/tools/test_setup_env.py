@@ -217,6 +217,13 @@ def test_uv_is_told_what_pip_is_told_about_indexes(monkeypatch, tmp_path):
     assert {key: found.get(key) for key in expected} == expected
 
 
+@pytest.mark.parametrize('order', [1, -1])
+def test_a_variable_of_pip_counts_more_than_its_files_in_whatever_order_it_lists_them(made, order):
+    lines = [""":env:.index-url='https://near'""", """global.index-url='https://far'"""][::order]
+    make_command(made.python, '\n'.join(f'echo "{line}"' for line in lines))
+    assert environment.uv_settings(made)['UV_DEFAULT_INDEX'] == 'https://near'
+
+
 def test_torch_and_torchvision_must_import_together(made):
     make_command(made.python, '[ "$1" = -m ]')  # pip works, imports do not
     with pytest.raises(SetupError, match='must come from the same index'):
