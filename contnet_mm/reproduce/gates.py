@@ -13,6 +13,7 @@ from mmengine.config import Config
 from contnet_mm.apis.config import datasets_of
 from contnet_mm.apis.mmcv_ops import refuse_missing_operations
 from contnet_mm.checkpoint.download import download
+from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.sources import fetch_command
 from contnet_mm.registry import MODELS
 from contnet_mm.reproduce.launch import Cluster, list_options, make_test_command
@@ -174,8 +175,11 @@ def check_baseline(
 def fetch_zoo(zoo: Zoo, folder: Path, report: Callable[[str], object]) -> Path:
     """Fetch the weights of a library's config from the first host that gives them.
 
+    MMEngine will load them, which can run code that is in a file, so that they are read safely
+    before they get their name.
+
     Raises:
-        GateError: If none does.
+        GateError: If no host does, or if what comes is no checkpoint or holds more than weights.
     """
     target = folder / Path(urlsplit(zoo.weights).path).name
     if target.exists():
@@ -185,11 +189,15 @@ def fetch_zoo(zoo: Zoo, folder: Path, report: Callable[[str], object]) -> Path:
     for url in list_addresses(zoo.weights):
         report(f'fetching {url}')
         try:
-            download(url, target).replace(target)
+            part = download(url, target)
+            try:
+                read_checkpoint(part)
+            except ValueError:
+                part.unlink()
+                raise
+            return part.replace(target)
         except (OSError, ValueError) as error:
             errors.append(str(error))
-        else:
-            return target
     raise GateError(
         f'the baseline needs {target}, which cannot be fetched: {"; ".join(errors)}. Fetch it by '
         'hand, or leave the baseline out: --skip baseline'

@@ -1,5 +1,7 @@
 """What is missing or wrong is found before a training starts, with the command that helps."""
 
+import io
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -19,6 +21,7 @@ from contnet_mm.reproduce.gates import (
 from contnet_mm.reproduce.launch import Cluster
 from contnet_mm.reproduce.rows import Zoo
 from tests.file_server import serve
+from tests.helpers import RunsCode
 
 
 def config_of(**backbone):
@@ -84,10 +87,16 @@ def test_each_of_both_hosts_has_the_same_file():
 NAME = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
 
 
+def as_file(content):
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
 @pytest.fixture
 def zoo(monkeypatch):
     """A row of a zoo whose first host has nothing and whose second has a file."""
-    with serve(b'weights') as server:
+    with serve(as_file({'state_dict': {'a': torch.zeros(2)}})) as server:
         dead = 'http://127.0.0.1:9/some/file.pth'
         monkeypatch.setattr(gates, 'list_addresses', lambda url: [dead, server.url])
         row = Zoo(NAME, dead, {'Top 1 Accuracy': 53.0})
@@ -97,7 +106,19 @@ def zoo(monkeypatch):
 
 def test_weights_of_the_zoo_come_from_the_host_that_has_them(zoo, tmp_path):
     path = fetch_zoo(zoo, tmp_path, lambda text: None)
-    assert path.read_bytes() == b'weights' and [*tmp_path.iterdir()] == [path]
+    assert torch.equal(torch.load(path)['state_dict']['a'], torch.zeros(2))
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_weights_of_the_zoo_that_hold_code_are_refused_before_mmengine_opens_them(
+    tmp_path, monkeypatch
+):
+    marker, folder = tmp_path / 'ran', tmp_path / 'zoo'
+    with serve(as_file({'state_dict': {}, 'meta': RunsCode(marker)})) as server:
+        monkeypatch.setattr(gates, 'list_addresses', lambda url: [server.url])
+        with pytest.raises(GateError, match='refused.*mkdir.* --skip baseline'):
+            fetch_zoo(Zoo(NAME, server.url, {}), folder, lambda text: None)
+    assert not marker.exists() and not [*folder.iterdir()]
 
 
 def test_weights_of_the_zoo_that_no_host_has_are_an_error(tmp_path):
