@@ -245,14 +245,16 @@ def _advice(file: Mapping[str, Tensor], net: nn.Module) -> str:
 
 
 def infer_settings(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
-    """Read width, depths, position and stem off tensors by our names, as far as they are there."""
+    """Read channels, depths, position and stem off tensors by our names, where there are any."""
     stem = state_dict.get('stem.conv.weight', state_dict.get('stem.conv3.weight'))
+    first = state_dict.get('stem.conv.weight', state_dict.get('stem.conv1.weight'))
     blocks = {
         match.groups() for key in state_dict if (match := re.match(r'stages\.(\d)\.(\d+)', key))
     }
     stages = Counter(int(stage) for stage, _ in blocks)
     relative = any(key.endswith('attn.position.table') for key in state_dict)
     return {
+        'in_channels': None if first is None or first.dim() < 2 else first.shape[1],
         'base_channels': None if stem is None or not stem.dim() else stem.shape[0],
         'depths': [stages[stage] for stage in range(max(stages, default=-1) + 1)],
         'position': 'relative' if relative else 'absolute',

@@ -270,6 +270,7 @@ def test_a_file_that_does_not_cover_the_backbone_changes_nothing(tmp_path, offic
         (dict(arch='Ti', position='relative'), r'position absolute in the file, relative here'),
         (dict(arch='Ti', deep_stem=True), r'deep_stem False in the file, True here'),
         (dict(arch='Ti', qkv_bias=False), r'unexpected.*qkv\.bias.*look at norm_cfg, qkv_bias'),
+        (dict(arch='Ti', in_channels=1), r'stem\.conv\.weight.*in_channels 3 in the file, 1 here'),
     ],
     ids=str,
 )
