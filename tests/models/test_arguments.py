@@ -9,6 +9,7 @@ from torch import nn
 
 from contnet_mm import ConTNet
 from tests.conftest import THIN_ARCH
+from tests.helpers import assert_close, build, gradients
 
 
 @pytest.mark.parametrize('position', ['absolute', 'relative'])
@@ -28,6 +29,18 @@ def test_checkpointing_changes_no_value(thin_arch, position):
         # Gradients are summed in an order of the threads' choosing.
         assert all(torch.allclose(x, y, rtol=1e-4, atol=1e-7) for x, y in zip(a, b, strict=True))
     assert all(torch.equal(x, y) for x, y in zip(results[0][0], results[1][0], strict=True))
+
+
+@pytest.mark.parametrize('position', ['absolute', 'relative'])
+def test_checkpointing_changes_no_value_in_evaluation_either(thin_arch, position):
+    nets = [build(thin_arch, position=position, with_cp=with_cp) for with_cp in (False, True)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x = torch.randn(2, 3, 50, 70)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            plain, saving = (net(x) for net in nets)
+        assert all(torch.equal(a, b) for a, b in zip(plain, saving, strict=True))
+    assert_close(gradients(nets[1], x), gradients(nets[0], x), 1e-4)
 
 
 def test_checkpointing_recomputes_the_encoders(thin_arch, monkeypatch):
@@ -66,6 +79,24 @@ def test_frozen_parts_keep_their_weights_and_statistics(thin_arch, frozen_stages
     for name, value in net.state_dict().items():
         changed = not torch.equal(value, before[name])
         assert changed != name.startswith(tuple(frozen)), name
+
+
+def test_what_is_frozen_stays_so_after_weights_were_loaded_from_a_file(thin_arch, tmp_path):
+    file, weights = tmp_path / 'a.pth', build(thin_arch).state_dict()
+    torch.save(weights, file)
+    init_cfg = dict(type='Pretrained', checkpoint=str(file))
+    net = ConTNet(thin_arch, frozen_stages=2, norm_eval=True, init_cfg=init_cfg)
+    net.init_weights()
+    for mode in (True, False, True):
+        net.train(mode)
+        assert net.training is mode and net.stages[2].training is mode
+        frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
+        assert frozen == {n for n in weights if n.startswith(('stem', 'stages.0', 'stages.1'))} - {
+            name for name, _ in net.named_buffers()
+        }
+        assert not any(m.training for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+        assert not any(m.training for part in (net.stem, *net.stages[:2]) for m in part.modules())
+    assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
 
 
 def test_norm_eval_keeps_the_running_statistics(thin_arch):

@@ -1,6 +1,7 @@
 """The backbone: sizes, values, gradients, dropout, what is built, compiling."""
 
 import copy
+import itertools
 import pickle
 import weakref
 
@@ -15,11 +16,14 @@ from contnet_mm import ConTNet
 from contnet_mm.models import encoder
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
 from tests.conftest import THIN_ARCH
-from tests.helpers import randomize
+from tests.helpers import loss_of, randomize
 from tests.reference import reference_maps
 
 SIZES = st.integers(32, 150)
 ALL_OUT_INDICES = [(0,), (1,), (2,), (3,), (0, 2), (1, 2), (0, 1, 2, 3)]
+
+
+CHOICES = [c for n in range(1, 5) for c in itertools.combinations(range(4), n)]
 
 
 def relative_difference(a, b):
@@ -175,6 +179,90 @@ def test_what_no_output_needs_is_not_built(thin_arch, out_indices, stages):
     assert len(net.stages) == stages
     last = net.stages[-1][-1]
     assert (last.conv is None) == (last.downsample is None) == (out_indices[-1] < 3)
+
+
+@pytest.mark.parametrize('out_indices', CHOICES, ids=str)
+def test_every_choice_of_maps_gives_those_of_the_whole_network(thin_arch, out_indices):
+    whole = randomize(ConTNet(thin_arch)).eval()
+    net = ConTNet(thin_arch, out_indices=out_indices).eval()
+    state_dict = whole.state_dict()
+    net.load_state_dict({key: state_dict[key] for key in net.state_dict()})
+    x = torch.randn(1, 3, 45, 99)
+    with torch.inference_mode():
+        maps, expected = net(x), [whole(x)[i] for i in out_indices]
+    assert type(maps) is tuple
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_images_stay_as_they_were(thin_arch, training, memory_format):
+    x = torch.randn(2, 3, 45, 99).contiguous(memory_format=memory_format)
+    before, strides = x.clone(), x.stride()
+    loss_of(ConTNet(thin_arch).train(training)(x)).backward()
+    assert torch.equal(x, before) and x.stride() == strides and x.grad is None
+
+
+@pytest.mark.parametrize('size', [(64, 64), (45, 99)])
+@pytest.mark.parametrize('out_indices', [(0,), (3,)], ids=str)
+def test_every_pixel_of_an_image_gets_a_gradient(thin_arch, size, out_indices):
+    net = ConTNet(thin_arch, out_indices=out_indices).eval()
+    x = torch.randn(1, 3, *size, requires_grad=True)
+    loss_of(net(x)).backward()
+    assert x.grad.isfinite().all()
+    assert (x.grad.abs().amax(1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ('size', 'norm_eval'), [((64, 64), False), ((32, 33), False), ((32, 32), True)], ids=str
+)
+@pytest.mark.filterwarnings('ignore:.*no weights were loaded')
+def test_a_single_image_trains(thin_arch, size, norm_eval):
+    net = ConTNet(thin_arch, norm_eval=norm_eval).train()
+    loss_of(net(torch.randn(1, 3, *size))).backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_the_smallest_image_alone_has_no_statistics_to_train_on(thin_arch):
+    """One value per channel in the last stage: batch norm itself refuses, as in any network."""
+    with pytest.raises(ValueError, match='more than 1 value per channel'):
+        ConTNet(thin_arch).train()(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize('position', ['absolute', 'relative'])
+def test_a_network_moved_to_double_precision_and_back_has_its_maps(thin_arch, position):
+    net = randomize(ConTNet(thin_arch, position=position)).eval()
+    x = torch.randn(1, 3, 45, 99)
+    with torch.inference_mode():
+        before, high = net(x), net.double()(x.double())
+        after = net.float()(x)
+    assert all(m.dtype is torch.float64 for m in high)
+    for a, b, c in zip(before, after, high, strict=True):
+        assert torch.equal(a, b)
+        assert 0 < relative_difference(a.double(), c) <= 1e-4
+
+
+def test_a_custom_arch_is_built_as_it_says():
+    sizes = ((2, 4), (3, 3), (4, 8), (5, 10))
+    arch = dict(
+        base_channels=12,
+        depths=(1, 2, 3, 1),
+        num_heads=(1, 2, 3, 4),
+        feedforward_channels=(5, 6, 7, 8),
+        window_sizes=sizes,
+        drop_rates=(0.1, 0.2, 0.3, 0.4),
+        last_drop_rate=0.5,
+    )
+    net = ConTNet(arch, position='relative')
+    assert net.out_channels == (12, 24, 48, 192)
+    assert [len(stage) for stage in net.stages] == [1, 2, 3, 1]
+    assert net.stages[-1][-1].out_drop_rate == 0.5
+    for i, stage in enumerate(net.stages):
+        for part, size in [p for b in stage for p in zip(b.encoders, sizes[i], strict=True)]:
+            assert part.attn.qkv.in_features == 12 * 2**i
+            assert part.ffn.fc1.out_features == 5 + i
+            assert part.attn.position.table.shape == ((2 * size - 1) ** 2, 1 + i)
+            assert part.attn.drop_rate == part.ffn.drop_rate == arch['drop_rates'][i]
 
 
 @pytest.mark.parametrize(
