@@ -13,7 +13,7 @@ BOOT := $(shell for p in "$(PYTHON)" python3 python3.11 python3.10 python3.12; d
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test test-all benchmark demo demo-all clean
+.PHONY: help setup lint test test-all audit benchmark demo demo-all clean
 
 help: ## list the targets
 	@echo 'Usage: make TARGET [STACK=onedl|openmmlab] [PYTHON=python3.11] [TORCH_INDEX=URL]'
@@ -48,6 +48,16 @@ test: setup $(LINT) ## lint, then the tests that are not marked slow
 
 test-all: setup $(LINT) ## lint, then all tests
 	$(PYTEST)
+
+# In an environment of its own, for both stacks. `--strict`: what cannot be asked about is an error;
+# otherwise a service that knows no package at all ends as "No known vulnerabilities found".
+AUDIT := .venv-audit/bin/pip-audit --strict --no-deps --disable-pip
+LOCKS = $(patsubst %,-r %,$(wildcard requirements/$(1)*.txt) requirements/dev.txt requirements/audit.txt)
+
+audit: setup ## ask for known vulnerabilities of all that is pinned, for both stacks
+	$(VENV)/bin/python -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --no-deps -r requirements/audit.txt
+	@$(AUDIT) $(call LOCKS,onedl); one=$$?; $(AUDIT) $(call LOCKS,openmmlab); exit $$((one | $$?))
 
 benchmark: setup ## time ConTNet-M, the reference implementation and ResNet-50 at 224x224, about 20 minutes
 	$(IN_VENV) python tools/benchmark.py --networks contnet-m plain-m resnet50 \

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import re
+import subprocess
 import sys
 
 import pytest
@@ -148,6 +149,19 @@ def test_hooks_have_the_revisions_of_the_pins(name):
 def test_transitional_versions_equal_those_of_the_fork(name, fork):
     text = (ROOT / 'tools/transitional' / name / 'pyproject.toml').read_text()
     assert re.search(r"^version = '(.*)'", text, re.MULTILINE)[1] == PINS['onedl'][fork]
+
+
+def test_the_audit_asks_about_every_pin_and_takes_no_answer_for_an_error():
+    command = ['make', '--dry-run', 'audit']
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    asked = re.findall(r'pip-audit (.*?);', said)
+    assert len(asked) == 2 and all('--strict' in words for words in asked)
+    files = [set(re.findall(r'-r requirements/(\S+)', words)) for words in asked]
+    assert files[0] | files[1] == {p.name for p in (ROOT / 'requirements').glob('*.txt')}
+    for stack, own in zip(STACKS, files, strict=True):
+        shared = read_pins('audit.txt').items() & PINS[stack].items()
+        assert {'requests', 'rich', 'urllib3'} <= dict(shared).keys()
+        assert {*PINS[stack]} == {*read_pins(*(own - {'audit.txt'}))}
 
 
 @only_made
