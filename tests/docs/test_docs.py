@@ -16,8 +16,8 @@ from contnet_mm.models import kernels
 from contnet_mm.models.window_layout import HAS_CUSTOM_OPS
 from tests.helpers import ROOT
 
-PAGES = [ROOT / 'README.md', *ROOT.glob('docs/*.md'), *ROOT.glob('configs/*/README.md')]
-PAGES = sorted(PAGES)
+PAGES = [ROOT / 'README.md', ROOT / 'SECURITY.md', *ROOT.glob('docs/*.md')]
+PAGES = sorted([*PAGES, *ROOT.glob('configs/*/README.md')])
 LINKED = [*PAGES, ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']
 LINKED += [ROOT / 'tools' / 'transitional' / 'README.md']
 PYTHON_BLOCKS = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
