@@ -4,6 +4,7 @@ MMEngine imports ``<scope>.registry`` when a type carries a scope, so ``type='co
 is found from MMDetection, MMSegmentation and MMPretrain without ``custom_imports``.
 """
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import Registry
@@ -13,6 +14,12 @@ MODELS = Registry(
     parent=MMENGINE_MODELS,
     scope='contnet_mm',
     locations=['contnet_mm.models.contnet', 'contnet_mm.models.contnet_layer'],
+)
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='contnet_mm',
+    locations=['contnet_mm.engine.checkpoint_hook'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

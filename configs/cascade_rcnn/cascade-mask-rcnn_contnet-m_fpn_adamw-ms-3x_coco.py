@@ -15,3 +15,4 @@ optim_wrapper = dict(
     paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'position': dict(decay_mult=0.0)}),
     clip_grad=dict(max_norm=1.0),
 )
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))

@@ -27,6 +27,7 @@ param_scheduler = [
     ),
 ]
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2, save_best='accuracy/top1')
+    logger=dict(interval=10),
+    checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2, save_best='accuracy/top1'),
 )
 auto_scale_lr = dict(base_batch_size=64)

@@ -53,5 +53,6 @@ model = dict(
 )
 
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2, save_best='coco/bbox_mAP')
+    logger=dict(interval=10),
+    checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2, save_best='coco/bbox_mAP'),
 )

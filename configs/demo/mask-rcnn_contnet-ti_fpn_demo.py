@@ -31,5 +31,6 @@ model = dict(
 )
 
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2, save_best='coco/segm_mAP')
+    logger=dict(interval=10),
+    checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2, save_best='coco/segm_mAP'),
 )

@@ -34,6 +34,9 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=100, end=750),
 ]
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(interval=250, max_keep_ckpts=2, save_best='mIoU')
+    logger=dict(interval=10),
+    checkpoint=dict(
+        type='contnet_mm.CheckpointHook', interval=250, max_keep_ckpts=2, save_best='mIoU'
+    ),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=8)

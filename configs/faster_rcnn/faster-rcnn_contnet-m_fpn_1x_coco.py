@@ -13,3 +13,4 @@ model = dict(
     ),
     neck=dict(in_channels=[64, 128, 256, 1024]),
 )
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))

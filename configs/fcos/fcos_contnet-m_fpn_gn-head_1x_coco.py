@@ -20,3 +20,4 @@ model = dict(
 
 # The parent trains biases at twice the rate and without decay, which a ResNet has none of.
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.0))))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))

@@ -18,3 +18,4 @@ model = dict(
 load_from = None
 # (8 GPUs) x (1 image per GPU); the parent's 16 is for COCO.
 auto_scale_lr = dict(base_batch_size=8)
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))

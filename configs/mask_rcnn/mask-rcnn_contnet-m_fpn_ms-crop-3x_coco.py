@@ -17,3 +17,4 @@ optim_wrapper = dict(
     ),
     clip_grad=dict(max_norm=1.0),
 )
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))

@@ -8,3 +8,4 @@ model = dict(
 )
 load_from = None
 auto_scale_lr = dict(base_batch_size=8)
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))

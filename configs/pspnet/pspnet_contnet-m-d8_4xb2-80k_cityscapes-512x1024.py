@@ -19,3 +19,4 @@ model = dict(
 
 # (4 GPUs) x (2 images per GPU)
 auto_scale_lr = dict(enable=False, base_batch_size=8)
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))

@@ -16,3 +16,4 @@ model = dict(
 
 # (4 GPUs) x (4 images per GPU)
 auto_scale_lr = dict(enable=False, base_batch_size=16)
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
+
+UNFINISHED = '.unfinished'
 
 
 def write_file(path: str | Path, content: bytes | str) -> None:
@@ -13,15 +16,31 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     Args:
         path: The file; its folder is made where it is missing.
         content: All that it shall hold.
+
+    Raises:
+        OSError: If it cannot be written, with the name of the file; what was there stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.unfinished')
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}{UNFINISHED}')
     try:
-        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-        unfinished.replace(path)
+        with unfinished.open('wb') as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())  # a power cut may not leave the name without the content
+        os.replace(unfinished, path)
+    except OSError as error:
+        error.filename = str(path)  # writing names none
+        raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # such as that of a read-only disk, where there is nothing
+            unfinished.unlink()
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what :func:`write_file` has left in a folder where it was killed."""
+    for path in Path(folder).glob(f'.*{UNFINISHED}'):
+        path.unlink(missing_ok=True)
 
 
 def compute_sha256(path: str | Path) -> str:

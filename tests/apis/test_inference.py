@@ -1,5 +1,6 @@
 """Images through the inferencer of each library: the pictures, the lines, the refusals."""
 
+import os
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -307,15 +308,13 @@ def test_the_python_of_the_docs_runs(block, image, tmp_path, capsys, monkeypatch
 
 
 def test_an_interrupted_write_keeps_the_old_picture(tmp_path, monkeypatch):
-    def interrupt(path, content):
-        with path.open('wb') as stream:
-            stream.write(content[:9])
+    def interrupt(descriptor):
         raise KeyboardInterrupt
 
     path = tmp_path / 'picture.png'
     write_picture(np.zeros((4, 5, 3), np.uint8), path)
     before = path.read_bytes()
-    monkeypatch.setattr(Path, 'write_bytes', interrupt)
+    monkeypatch.setattr(os, 'fsync', interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_picture(np.ones((4, 5, 3), np.uint8), path)
     assert path.read_bytes() == before

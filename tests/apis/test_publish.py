@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -200,7 +201,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(path, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, 'replace', interrupt)
+    monkeypatch.setattr(os, 'replace', interrupt)
     with pytest.raises(KeyboardInterrupt):
         publish_checkpoint(source, tmp_path / 'name')
     assert list(tmp_path.iterdir()) == [source]
