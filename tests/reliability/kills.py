@@ -21,8 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from contnet_mm.checkpoint.read import read_checkpoint
-from contnet_mm.datasets.demo import DemoOptions, make_demo_data
-from tests.reliability.trainings import differences, make_config, state_of, train
+from tests.reliability.trainings import differences, make_config, make_data, state_of, train
 
 LAST_ITERATION = 11
 LEAST_BYTES = 1 << 16  # logs are smaller, checkpoints larger
@@ -141,15 +140,15 @@ def kill_trainings(num_kills, seed, work_dir, hook, family='classifier', report=
         Counts: kills, those inside the writing of a checkpoint, trainings, starts; and failures as
         text.
     """
-    rng, data = random.Random(seed), work_dir / 'data'
-    make_demo_data(data, DemoOptions(num_train=8, num_val=4))
+    rng = random.Random(seed)
+    make_data(work_dir)
+    os.chdir(work_dir)
     options = {'default_hooks.checkpoint.type': hook, 'log_level': 'INFO'}
     options['default_hooks.checkpoint.max_keep_ckpts'] = 1
 
     def make(name, workers=0):
         (work_dir / name).mkdir()
-        config = make_config(family, data, work_dir / name, workers, **options)
-        config.randomness = dict(seed=0)
+        config = make_config(family, work_dir / name, workers, **options)
         return Victim(work_dir / name, config)
 
     whole, start = make('whole'), time.monotonic()

@@ -14,10 +14,12 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from contnet_mm.checkpoint.read import read_checkpoint
+from contnet_mm.datasets.demo import DemoOptions, make_demo_data
 from tests.conftest import THIN_ARCH
 from tests.helpers import ROOT
 
-NUM_IMAGES, BATCH, LENGTH = 8, 2, 3  # the last in epochs, each of four iterations
+NUM_IMAGES = 8
+EPOCHS, STEPS = 3, 4  # iterations in an epoch
 # A detector, a two-stage one with masks, a segmentor (which trains by iterations), a classifier.
 FAMILIES = {
     'retinanet': 'retinanet_contnet-ti_fpn_demo',
@@ -47,6 +49,7 @@ THIN = {
 }
 # What a clock decides, and what names a run.
 BY_THE_CLOCK = ('time', 'data_time', 'memory', 'eta')
+BATCHES = {'classifier': 12}  # of digits, of which images hold several
 numbers = itertools.count()
 parse = functools.cache(Config.fromfile)
 
@@ -69,8 +72,13 @@ class InterruptHook(Hook):
             raise InterruptedTraining(f'interrupted in iteration {runner.iter}')
 
 
-def make_config(family, data, work_dir, num_workers=0, **options):
-    """Return a config; data is what the demo's generator has made."""
+def make_data(folder):
+    """Make the demo's data in a folder, from which the trainings then have to start."""
+    make_demo_data(folder / 'data' / 'demo', DemoOptions(num_train=NUM_IMAGES, num_val=4))
+
+
+def make_config(family, work_dir, num_workers=0, **options):
+    """Return a config."""
     config = copy.deepcopy(parse(ROOT / 'configs' / 'demo' / f'{FAMILIES[family]}.py'))
     loader = dict(num_workers=num_workers, persistent_workers=num_workers > 0)
     config.model.backbone.arch = dict(THIN_ARCH, drop_rates=(0.1,) * 4)
@@ -78,36 +86,25 @@ def make_config(family, data, work_dir, num_workers=0, **options):
     config.merge_from_dict(dict.fromkeys(['train_dataloader', 'val_dataloader'], loader))
     config.merge_from_dict(
         {
-            'train_dataloader.batch_size': BATCH,
-            'val_dataloader.batch_size': BATCH,
+            'train_dataloader.batch_size': BATCHES.get(family, NUM_IMAGES // STEPS),
             'default_hooks.logger.interval': 1,
             'log_level': 'WARNING',
             'experiment_name': f'training_{next(numbers)}',
         }
     )
     if config.default_scope == 'mmseg':
-        step = NUM_IMAGES // BATCH
         config.merge_from_dict(
             {
-                'train_cfg.max_iters': LENGTH * step,
-                'train_cfg.val_interval': step,
-                'default_hooks.checkpoint.interval': step,
+                'train_cfg.max_iters': EPOCHS * STEPS,
+                'train_cfg.val_interval': STEPS,
+                'default_hooks.checkpoint.interval': STEPS,
             }
         )
     else:
-        config.train_cfg.max_epochs = LENGTH
+        config.train_cfg.max_epochs = EPOCHS
+    config.randomness = dict(seed=0)
     config.merge_from_dict(options)
-    move_data(config, str(data))
     return config
-
-
-def move_data(node, data):
-    """Let a config read its data from another folder than data/demo."""
-    for key, value in [*(node.items() if isinstance(node, dict) else enumerate(node))]:
-        if isinstance(value, str):
-            node[key] = value.replace('data/demo', data)
-        elif isinstance(value, (dict, list)):
-            move_data(value, data)
 
 
 def train(config, interrupt=None, resume=False):
