@@ -89,7 +89,6 @@ def make_config(family, work_dir, num_workers=0, **options):
             'train_dataloader.batch_size': BATCHES.get(family, NUM_IMAGES // STEPS),
             'default_hooks.logger.interval': 1,
             'log_level': 'WARNING',
-            'experiment_name': f'training_{next(numbers)}',
         }
     )
     if config.default_scope == 'mmseg':
@@ -111,7 +110,8 @@ def train(config, interrupt=None, resume=False):
     """Train; with a number, until that iteration is done."""
     config = copy.deepcopy(config)
     config.resume = resume
-    config.experiment_name = f'training_{next(numbers)}'
+    # Of the same name there is one logger and one visualizer in a process.
+    config.experiment_name = config.visualizer.name = f'training_{next(numbers)}'
     if interrupt is not None:
         config.custom_hooks = [dict(type='mmengine.InterruptHook', iteration=interrupt)]
     try:
