@@ -19,7 +19,7 @@ from contnet_mm.registry import MODELS
 from contnet_mm.reproduce.launch import Cluster, list_options, make_test_command
 from contnet_mm.reproduce.process import CommandError, run_command
 from contnet_mm.reproduce.rows import FILE_TOLERANCE, TOLERANCES, Zoo, convert_metrics, find_zoo
-from contnet_mm.reproduce.state import read_metrics
+from contnet_mm.reproduce.state import read_metrics, remove_metrics
 from contnet_mm.utils.files import write_file
 
 TOOL = [sys.executable, '-m', 'contnet_mm']
@@ -157,6 +157,7 @@ def check_baseline(
     write_file(config, f'_base_ = {name!r}\n')
     library = name.partition('::')[0]
     command = make_test_command(str(config), library, cluster, weights, work_dir)
+    remove_metrics(work_dir)
     try:
         run_command(command, log, report=report)
     except CommandError as error:

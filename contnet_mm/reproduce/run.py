@@ -33,6 +33,7 @@ from contnet_mm.reproduce.state import (
     compute_fingerprint,
     lock_folder,
     read_metrics,
+    remove_metrics,
 )
 from contnet_mm.utils.files import compute_sha256, write_file
 from contnet_mm.version import __version__
@@ -331,6 +332,7 @@ def _test(trial: Trial, run: Callable[..., float], say: Callable[[str], object])
     with free_port(trial.launch.cluster) as port:
         command = trial.test_command(checkpoint, port)
     say('test')
+    remove_metrics(folder.test_dir)
     seconds = run(command, folder.path / 'test.log')
     logged = read_metrics(folder.test_dir)
     images = trial.config.test_dataloader.batch_size * trial.launch.cluster.processes

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,8 +82,9 @@ class RowFolder:
     def find_checkpoint(self) -> Path | None:
         """Return the last checkpoint that is whole; None if there is none.
 
-        MMEngine writes checkpoints in place. One that a kill has cut is removed, and the name of
-        the last whole one is put right, from which ``--resume`` goes on.
+        The hook of our configs writes them whole. MMEngine's own, which an option may bring back,
+        writes in place: a file that a kill has cut is removed, and the name of the last whole one
+        is put right, from which ``--resume`` goes on.
         """
         record = self.train_dir / 'last_checkpoint'
         named = record.read_text(encoding='utf-8').strip() if record.exists() else ''
@@ -106,6 +108,14 @@ def _step(path: Path) -> int:
     """Return the number in ``epoch_12.pth`` or ``iter_4000.pth``, -1 for any other name."""
     kind, _, number = path.stem.partition('_')
     return int(number) if kind in ('epoch', 'iter') and number.isdecimal() else -1
+
+
+def remove_metrics(test_dir: Path) -> None:
+    """Remove what earlier tests have left in a folder, so that none is taken for the next one.
+
+    Their names are times, by which a clock that was set back orders them wrongly.
+    """
+    shutil.rmtree(test_dir, ignore_errors=True)
 
 
 def read_metrics(test_dir: Path) -> dict[str, float]:

@@ -137,6 +137,15 @@ def test_a_baseline_passes_where_the_published_value_comes_out(zoo, trace, tmp_p
         check_baseline(NAME, folder, Cluster(0), lambda text: None)
 
 
+def test_an_earlier_test_whose_clock_was_ahead_is_not_the_last(zoo, trace, tmp_path, monkeypatch):
+    monkeypatch.setattr(gates, 'fetch_zoo', lambda *_: tmp_path / 'zoo_1.pth')
+    folder = tmp_path / 'zoo_seed0_x'
+    earlier = folder / 'resnet18_8xb32_in1k' / '9999_in_the_future'
+    earlier.mkdir(parents=True)
+    (earlier / 'x.json').write_text('{"accuracy/top1": 1.0, "time": 0.5}')
+    assert check_baseline(NAME, folder, Cluster(0), lambda text: None) == {'Top 1 Accuracy': 53.0}
+
+
 def test_a_baseline_whose_test_fails_is_an_error(zoo, trace, tmp_path, monkeypatch):
     monkeypatch.setattr(gates, 'fetch_zoo', lambda *_: tmp_path / 'zoo_1.pth')
     monkeypatch.setenv('FAIL_AT', 'test resnet18_8xb32_in1k starts')
