@@ -50,7 +50,11 @@ def read_training_log(work_dir: str | Path) -> TrainingLog:
         if train:  # otherwise a test, or a run that ended before its first log line
             log.by_epoch = 'epoch' in train[0]
             _replace_from(log.train, train[0]['iter'], train, 'iter')
-            _replace_from(log.val, train[0]['epoch' if log.by_epoch else 'iter'], val, 'step')
+        # A resumed run may begin with the validation that the earlier one did not finish.
+        starts = [line['epoch' if log.by_epoch else 'iter'] for line in train[:1]]
+        starts += [line['step'] for line in val[:1] if line['step'] and log.train]
+        if starts:
+            _replace_from(log.val, min(starts), val, 'step')
     if not log.train:
         raise ValueError(
             f'{work_dir} holds no log of a training: of {len(paths)} files '

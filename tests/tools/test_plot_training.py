@@ -58,6 +58,16 @@ def test_resumed_run_drops_later_steps_of_the_abandoned_one(tmp_path):
     assert log.val['coco/bbox_mAP'] == [(200, 0.2)]
 
 
+def test_a_run_may_begin_with_the_validation_that_the_earlier_one_did_not_finish(tmp_path):
+    write_run(tmp_path, '20260101_000000', [train_line(10, 1.0, 1), val_line(1, 0.1)])
+    again = [val_line(1, 0.1), train_line(20, 0.9, 2)]
+    write_run(tmp_path, '20260102_000000', again)
+    write_run(tmp_path, '20260103_000000', [val_line(2, 0.2)])  # of a finished training
+    log = read_training_log(tmp_path)
+    assert log.train['loss'] == [(10, 1.0), (20, 0.9)]
+    assert log.val['coco/bbox_mAP'] == [(1, 0.1), (2, 0.2)]
+
+
 def test_tests_and_empty_runs_change_nothing(tmp_path):
     write_run(tmp_path, '20260101_000000', [train_line(10, 1.0, 1), val_line(1, 0.1)])
     write_run(tmp_path, '20260102_000000', [])
