@@ -89,6 +89,8 @@ def make_runner(
     resume=False,
     seed=None,
     data=None,
+    launcher='none',
+    diff_rank_seed=False,
     **options,
 ):
     loader = dict(
@@ -120,7 +122,10 @@ def make_runner(
         log_level='WARNING',
         experiment_name=f'training_{next(numbers)}',
         resume=resume,
-        randomness=dict(seed=seed),
+        randomness=dict(seed=seed, diff_rank_seed=diff_rank_seed),
+        launcher=launcher,
+        env_cfg=dict(dist_cfg=dict(backend='gloo')),
+        cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)),
         **validation,
     )
     return runner
