@@ -115,6 +115,10 @@ def test_nothing_of_a_resnet_parent_is_left(contnet_config):
     assert preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
 
 
+def test_checkpoints_are_whole_and_resume_exactly(config):
+    assert config.default_hooks.checkpoint.type == 'contnet_mm.CheckpointHook'
+
+
 def test_freezing_follows_the_optimizer_and_the_start(contnet_config):
     path, config = contnet_config
     backbone = config.model.backbone
