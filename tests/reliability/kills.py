@@ -161,7 +161,7 @@ def kill_trainings(num_kills, seed, work_dir, hook, family='classifier', report=
     while counts['kills'] < num_kills:
         victim = make(f'victim_{counts["trainings"]}', workers=rng.choice((0, 0, 0, 2)))
         for _ in range(rng.randint(1, 6)):
-            if rng.random() < 0.5:
+            if counts['starts'] % 2:
                 status = victim.run(kill_after=rng.uniform(0, seconds))
             else:
                 limit = dict(

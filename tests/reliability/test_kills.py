@@ -20,14 +20,14 @@ def kill(kills, *args):
 def test_a_few_kills_lose_nothing():
     counts = kill(5)
     assert not counts['failures']
-    assert counts['kills'] == 5 and counts['in_writing'] >= 2
+    assert counts['kills'] == 5 and counts['in_writing'] >= 1
 
 
 @pytest.mark.slow
 def test_a_hundred_kills_lose_nothing():
     counts = kill(100)
     assert not counts['failures']
-    assert counts['kills'] == 100 and counts['in_writing'] >= 20
+    assert counts['kills'] == 100 and counts['in_writing'] >= 10
 
 
 @pytest.mark.slow
