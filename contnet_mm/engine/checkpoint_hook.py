@@ -17,7 +17,8 @@ from contnet_mm.utils.files import remove_unfinished, write_file
 
 BACKEND = 'contnet_mm'
 # Names in the message hub: where the last validation has come to its end, what waits for removal.
-VALIDATED, OUTDATED = 'validated_iter', 'outdated_ckpts'
+# Those that start with train, val or test are logged.
+VALIDATED, OUTDATED = 'last_val_iter', 'outdated_ckpts'
 
 
 @register_backend(BACKEND, force=True)
