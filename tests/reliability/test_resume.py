@@ -18,7 +18,7 @@ from tests.reliability.trainings import (
     train,
 )
 
-# The classifier is the quickest; the others take a minute together.
+# The quickest; the others take minutes together.
 QUICK = 'classifier'
 CASES = [(family, workers) for family in FAMILIES for workers in (0, 2)]
 MARKED = [
@@ -82,6 +82,7 @@ def test_an_interrupted_training_ends_as_one_in_one_go(family, workers, folder):
     assert not differences(result(work_dir), expected)
 
 
+@pytest.mark.slow
 def test_with_the_hook_of_mmengine_it_draws_other_random_numbers(folder):
     options = {'default_hooks.checkpoint.type': 'CheckpointHook'}
     in_one_go, cut = folder / QUICK / 'mmengine', folder / QUICK / 'mmengine_cut'
