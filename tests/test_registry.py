@@ -25,8 +25,10 @@ def find(library):
     build(library, registry, '')
 
 def build(library, registry, how):
-    net = registry.build(dict(type='contnet_mm.ConTNet', arch='tiny', out_indices=(0,)))
-    assert type(net).__name__ == 'ConTNet', net
+    # Without its scope a type would still be found, as the path of a class to import.
+    for kind in (dict(type='contnet_mm.ConTNet'), dict(type='ConTNet', _scope_='contnet_mm')):
+        net = registry.build(dict(kind, arch='tiny', out_indices=(0,)))
+        assert type(net).__name__ == 'ConTNet', net
     print('found from', library, how, flush=True)
 
 libraries = ('mmdet', 'mmseg', 'mmpretrain')
