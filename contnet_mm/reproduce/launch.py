@@ -17,6 +17,7 @@ GPUS_PER_NODE = 8
 # Training images that the filters of our configs keep, by type of data set and its folder.
 NUM_TRAIN_IMAGES = {
     ('CocoDataset', 'data/coco'): 117266,  # 1,021 have no box
+    ('CocoDataset', 'data/bccd_data'): 205,
     ('CityscapesDataset', 'data/cityscapes'): 2975,
     ('ImageNet', 'data/imagenet'): 1281167,
     ('ADE20KDataset', 'data/ade/ADEChallengeData2016'): 20210,

@@ -16,9 +16,14 @@ from contnet_mm.apis.config import resources, suggest
 # that of the metafile, and the digits after the point that it is given with.
 METRICS = {
     'box AP': ('coco/bbox_mAP', 100, 1),
+    'box AP50': ('coco/bbox_mAP_50', 100, 1),
     'box AP s': ('coco/bbox_mAP_s', 100, 1),
     'box AP m': ('coco/bbox_mAP_m', 100, 1),
     'box AP l': ('coco/bbox_mAP_l', 100, 1),
+    # The classes of BCCD.
+    'box AP Platelets': ('coco/Platelets_precision', 100, 1),
+    'box AP RBC': ('coco/RBC_precision', 100, 1),
+    'box AP WBC': ('coco/WBC_precision', 100, 1),
     'mask AP': ('coco/segm_mAP', 100, 1),
     'mask AP s': ('coco/segm_mAP_s', 100, 1),
     'mask AP m': ('coco/segm_mAP_m', 100, 1),

@@ -52,8 +52,9 @@ def contnet_config(request, tmp_path, monkeypatch):
     return request.param, config
 
 
-def is_demo(path):
-    return path.parent.name == 'demo'
+def is_small(path):
+    """Tell whether a config trains from scratch on little data, by a recipe of its own."""
+    return path.parent.name in ('demo', 'bccd')
 
 
 def values(node, key):
@@ -92,7 +93,7 @@ def test_it_imports_the_package_and_names_the_weights_of_its_arch(contnet_config
     backbone = config.model.backbone
     letter = LETTERS[backbone.arch]
     assert f'contnet-{letter}_' in path.stem or f'contnet-{letter}-d8_' in path.stem
-    from_scratch = is_demo(path) or path.parent.name == 'contnet'
+    from_scratch = is_small(path) or path.parent.name == 'contnet'
     if from_scratch and '-ft-' not in path.stem:
         assert backbone.get('init_cfg') is None
     elif config.load_from:
@@ -122,8 +123,8 @@ def test_checkpoints_are_whole_and_resume_exactly(config):
 def test_freezing_follows_the_optimizer_and_the_start(contnet_config):
     path, config = contnet_config
     backbone = config.model.backbone
-    is_detector = config.default_scope == 'mmdet' and not is_demo(path)
-    is_segmentor = config.default_scope == 'mmseg' and not is_demo(path)
+    is_detector = config.default_scope == 'mmdet' and not is_small(path)
+    is_segmentor = config.default_scope == 'mmseg' and not is_small(path)
     assert backbone.get('norm_eval', False) == (is_detector or 'norm-eval' in path.stem)
     assert backbone.get('norm_cfg', {}).get('type', 'BN') == ('SyncBN' if is_segmentor else 'BN')
     uses_sgd = config.optim_wrapper.optimizer.type == 'SGD'
@@ -134,7 +135,7 @@ def test_gradients_are_clipped_with_adamw_and_with_sgd_only_where_the_parent_cli
     clip_grad = config.optim_wrapper.get('clip_grad')
     if config.optim_wrapper.optimizer.type == 'SGD':
         expected = 35 if path.stem.endswith('_fpn_gn-head_1x_coco') else None
-    elif is_demo(path):
+    elif is_small(path):
         expected = 10.0
     elif path.stem.startswith('dino'):
         expected = 0.1
@@ -148,7 +149,7 @@ def test_the_base_batch_is_that_of_the_learning_rate(path, config):
     if gpus_by_images:
         expected = int(gpus_by_images[1]) * int(gpus_by_images[2])
         assert config.train_dataloader.batch_size == int(gpus_by_images[2])
-    elif is_demo(path):
+    elif is_small(path):
         expected = config.train_dataloader.batch_size
     else:
         expected = 8 if 'cityscapes' in path.stem else 16
@@ -185,8 +186,8 @@ def test_the_learning_rate_is_that_of_the_base_batch(path, config):
     family = path.stem.partition('_')[0]
     classifier = re.match('contnet|resnet|deit', family)
     family = classifier[0] if classifier else family
-    if is_demo(path):
-        expected = 1e-3 if family == 'pspnet' else 2e-3
+    if is_small(path):
+        expected = 2e-3 if path.parent.name == 'demo' and family != 'pspnet' else 1e-3
     elif '-ft-' in path.stem:
         expected = 1e-4
     elif 'layer-decay' in path.stem:
@@ -347,7 +348,7 @@ def norms_biases_and_tokens(name, parameter, in_norm):
 
 # Weight decay and what it spares, by a part of a config's name; the first that is found holds.
 RECIPES = (
-    ('_demo', 0.05, nothing),
+    ('_(demo|bccd)', 0.05, nothing),
     ('^deit-', 0.05, norms_biases_and_tokens),
     ('-strong_', 0.5, flat),
     ('-ft-', 0.05, flat),
