@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from contnet_mm.apis.probe import probe
-from contnet_mm.checkpoint.load import check_coverage, find_backbone, find_tensors
-from contnet_mm.checkpoint.official_keys import convert_official, convert_to_official, is_official
+from contnet_mm.checkpoint.load import (
+    check_coverage,
+    find_backbone,
+    find_tensors,
+    name_as_ours,
+)
+from contnet_mm.checkpoint.official_keys import convert_to_official, is_official
 from contnet_mm.checkpoint.options import RECORD, UNTOLD, make_record
 from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.write import check_suffix, encode_checkpoint
@@ -83,7 +88,7 @@ def read_network(path: str | Path) -> Network:
     official = is_official(found)
     holder, prefix = (found, 'fc.') if official else (tensors, 'head.fc.')
     head = {key[len(prefix) :]: value for key, value in holder.items() if key.startswith(prefix)}
-    backbone = convert_official(found) if official else found
+    backbone = name_as_ours(found, str(path))
     options = infer_arch(backbone, str(path))
     with torch.device('meta'):  # names and shapes will do
         net = ConTNet(**options)

@@ -15,8 +15,9 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import nn
 
 from contnet_mm.apis.config import datasets_of, read_config, resources
-from contnet_mm.checkpoint.load import NUM_LISTED, find_tensors
+from contnet_mm.checkpoint.load import find_tensors
 from contnet_mm.checkpoint.read import read_checkpoint
+from contnet_mm.utils.errors import NUM_SHOWN
 
 
 def list_models(pattern: str = '*') -> list[str]:
@@ -141,18 +142,18 @@ def load_weights(model: nn.Module, content: object, checkpoint: str | Path) -> N
     try:
         missing, unexpected = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
-        reasons = [line.strip() for line in str(error).splitlines()[1 : NUM_LISTED + 1]]
+        reasons = [line.strip() for line in str(error).splitlines()[1 : NUM_SHOWN + 1]]
         raise ValueError(f'{checkpoint} does not fit the config: {" ".join(reasons)}') from error
     except ValueError as error:  # other options
         raise ValueError(f'{checkpoint} does not fit the config: {error}') from error
     surplus = (
         f'{len(unexpected)} of its {len(state_dict)} tensors are not in the model, the first are '
-        + ', '.join(unexpected[:NUM_LISTED])
+        + ', '.join(unexpected[:NUM_SHOWN])
     )
     if missing:
         raise ValueError(
             f'{checkpoint} does not fit the config: it lacks {len(missing)} of '
-            f'{len(model.state_dict())} tensors, the first are {", ".join(missing[:NUM_LISTED])}'
+            f'{len(model.state_dict())} tensors, the first are {", ".join(missing[:NUM_SHOWN])}'
             + (f'; {surplus}' if unexpected else '')
         )
     if unexpected:

@@ -64,7 +64,10 @@ def publish_checkpoint(
         raise ValueError(f'{prefix} must end in the name of the new file, not in a folder')
     given = content.get('meta')
     meta, left_out = select_meta(given if isinstance(given, Mapping) else {})
-    data = encode_checkpoint(state_dict, {'config': prefix.name, **meta}, suffix)
+    try:
+        data = encode_checkpoint(state_dict, {'config': prefix.name, **meta}, suffix)
+    except ValueError as error:  # not all are tensors
+        raise ValueError(f'{source}: {error}') from error
     day = (day or datetime.date.today()).strftime('%Y%m%d')
     digest = hashlib.sha256(data).hexdigest()[:HASH_LENGTH]
     path = prefix.with_name(f'{prefix.name}_{day}-{digest}{suffix}')

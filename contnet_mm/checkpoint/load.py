@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -16,8 +17,7 @@ from contnet_mm.checkpoint.official_keys import AVG_DOWN, convert_official, is_o
 from contnet_mm.checkpoint.options import RECORD, find_record, make_record, strip_wrappers
 from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.sources import fetch_command
-
-NUM_LISTED = 5  # keys named in an error
+from contnet_mm.utils.errors import first_line, show_all
 
 
 def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) -> None:
@@ -48,10 +48,9 @@ def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) 
         ) from error
     state_dict, record = find_backbone(content, checkpoint, prefix)
     official = is_official(state_dict)
-    if official:
-        state_dict = convert_official(state_dict)
+    state_dict = name_as_ours(state_dict, checkpoint)
     state_dict, resized = resize_positions(state_dict, net.state_dict())
-    matched = check_coverage(state_dict, net, checkpoint)
+    matched = _convert_numbers(check_coverage(state_dict, net, checkpoint), net, checkpoint)
     matched._metadata = OrderedDict({'': {RECORD: record}})
     try:
         net.load_state_dict(matched, strict=False)
@@ -92,10 +91,28 @@ def find_backbone(
     if not (is_official(backbone) or any(key.startswith('stages.') for key in backbone)):
         raise ValueError(
             f'{checkpoint} holds no ConTNet under the prefix {prefix!r}: {len(tensors)} tensors, '
-            f'the first keys are {[*(tensors or content)][:NUM_LISTED]}; where it is deeper '
+            f'the first keys are {show_all(tensors or content)}; where it is deeper '
             'inside, give its prefix in init_cfg'
         )
     return backbone, find_record(tensors._metadata, prefix) or make_record({})
+
+
+def name_as_ours(backbone: Mapping[str, Tensor], checkpoint: str) -> Mapping[str, Tensor]:
+    """Return the tensors of a backbone by our names, whatever theirs are.
+
+    Args:
+        backbone: As :func:`find_backbone` returns it.
+        checkpoint: Name of the file, for errors.
+
+    Raises:
+        ValueError: If a key is neither ours nor official.
+    """
+    if not is_official(backbone):
+        return backbone
+    try:
+        return convert_official(backbone)
+    except ValueError as error:
+        raise ValueError(f'{checkpoint}: {error}') from error
 
 
 def find_tensors(content: object, checkpoint: str) -> OrderedDict[str, Tensor]:
@@ -211,12 +228,23 @@ def check_coverage(
         raise ValueError(
             f'{checkpoint} does not fit this {type(net).__name__}, of whose {len(own)} tensors '
             f'it covers {found}. '
-            + '; '.join(
-                f'{len(keys)} {what}: {keys[:NUM_LISTED]}' for what, keys in problems if keys
-            )
+            + '; '.join(f'{len(keys)} {what}: {show_all(keys)}' for what, keys in problems if keys)
             + f'. {_advice(state_dict, net)}'
         )
     return OrderedDict((key, state_dict[key]) for key in own if key in state_dict)
+
+
+def _convert_numbers(
+    tensors: Mapping[str, Tensor], net: nn.Module, checkpoint: str
+) -> OrderedDict[str, Tensor]:
+    """Return tensors as the network holds them; what cannot be copied shows before any is."""
+    own, converted = net.state_dict(), OrderedDict()
+    for key, value in tensors.items():
+        try:
+            converted[key] = torch.empty_like(own[key]).copy_(value)
+        except RuntimeError as error:
+            raise ValueError(f'{checkpoint}: {key} cannot be read: {first_line(error)}') from error
+    return converted
 
 
 def _fits(found: Tensor, expected: Tensor) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from contnet_mm.utils.errors import show, show_all
+
 # Official key and ours. s: stage, b: block, e: encoder, i: layer of the deep stem, p: parameter.
 _STE, _OURS = 'layer{s}.ConTBlock{b}.ste{e}.', 'stages.{s}.{b}.encoders.{e}.'
 _NAMES = [
@@ -69,7 +71,7 @@ def convert_official(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tenso
     kept = [key for key in state_dict if not IGNORED.fullmatch(key)]
     for key, name in _rename(kept, _TO_OURS, shift=-1, network='the official ConTNet'):
         if name in converted:
-            raise ValueError(f'{key} is there twice, under another official name too')
+            raise ValueError(f'{show(key)} is there twice, under another official name too')
         value = state_dict[key]
         is_table = name.endswith(('.position.rows', '.position.columns')) and value.dim()
         converted[name] = value.reshape(-1, value.shape[-1]) if is_table else value
@@ -121,7 +123,9 @@ def _rename(
         fields.update({name: int(fields[name]) + shift for name in 'se' if name in fields})
         pairs.append((key, template.format(**fields)))
     if unknown:
-        raise ValueError(f'{len(unknown)} keys are not of {network}, the first are {unknown[:5]}')
+        raise ValueError(
+            f'{len(unknown)} keys are not of {network}, the first are {show_all(unknown)}'
+        )
     return pairs
 
 

@@ -16,6 +16,8 @@ import re
 import sys
 from collections.abc import Mapping
 
+from contnet_mm.utils.errors import LONGEST, show
+
 RECORD = 'contnet'  # its name in the metadata of a module
 UNTOLD = ('avg_down', 'pre_norm')  # options that keys and shapes do not tell
 
@@ -122,17 +124,19 @@ def _describe_difference(
     inferred: Mapping[str, str],
 ) -> str:
     """Name both sides, and the way out."""
-    sides = [f'{name}={told[name]!r} in the weights, {options[name]!r} here' for name in wrong]
+    theirs = {name: f'{name}={show(told[name])}' for name in wrong}
+    sides = [f'{theirs[name]} in the weights, {options[name]!r} here' for name in wrong]
     text = (
         f'the weights were trained with other options: {"; ".join(sides)}. They would give other '
-        f'maps without a further sign: set {", ".join(f"{name}={told[name]!r}" for name in wrong)}'
+        f'maps without a further sign: set {", ".join(theirs.values())}'
     )
     guessed = [name for name in wrong if name in inferred]
     if guessed:
+        reasons = '; '.join(str(inferred[name])[:LONGEST] for name in guessed)
         flags = [f'--{"" if options[n] else "no-"}{n.replace("_", "-")}' for n in guessed]
         text += (
             f'. The file did not tell {", ".join(guessed)}: inferred by probe_weights '
-            f'({"; ".join(str(inferred[name]) for name in guessed)}). If you know better, convert '
+            f'({reasons}). If you know better, convert '
             f'the original file again with {" ".join(flags)}'
         )
     return text

@@ -21,6 +21,9 @@ from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
+from contnet_mm.checkpoint.archive import MAGIC, check_archive
+from contnet_mm.checkpoint.depth import check_depth
+from contnet_mm.checkpoint.inspection import inspect_legacy, inspect_zip
 from contnet_mm.checkpoint.write import MODULES, import_safetensors
 from contnet_mm.utils.errors import first_line
 
@@ -64,6 +67,8 @@ EXTRA_GLOBALS: dict[str, object] = {
 # it write into tensors (CVE-2026-24747); before 2.6 it could run code (CVE-2025-32434).
 SOUND_TORCH = '2.10'
 
+LONGEST_REASON = 300  # characters of an error, which may hold names out of a file
+
 # Classes whose objects a file may set attributes of.
 BUILT = (torch.Tensor, OrderedDict, np.ndarray, np.dtype, HistoryBuffer)
 
@@ -104,7 +109,10 @@ def _read(file: Path, path: str | Path) -> object:
     else:
         _refuse_other_formats(file, path)
     try:
-        return _load_safetensors(file) if in_safetensors else _load(file)
+        if in_safetensors:
+            return _load_safetensors(file)
+        _inspect(file)
+        return _load(file)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f'{path} is refused, or is no checkpoint: {_reason(error)}. Beside tensors and '
@@ -126,18 +134,29 @@ def _refuse_other_formats(file: Path, path: str | Path) -> None:
             f'{path} is a web page, not a checkpoint (it starts with {head[:20]!r}): '
             'the download went wrong, fetch the file itself'
         )
-    # torch before 2.6 hands tar archives and programs to loaders that run what is in them.
-    if tarfile.is_tarfile(file):
+    # torch before 2.6 hands tar archives and programs to loaders that run what is in them. Looking
+    # at the first head alone asks for no memory, as Python's own reader of tar archives may.
+    with suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(head, tarfile.ENCODING, 'surrogateescape')
         raise ValueError(f'{path} is refused: it is a tar archive; save it with a newer torch')
     # Python's reader of zip archives and torch's own may find different names: ask both.
     names: list[str] = []
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            names += archive.namelist()
-    with suppress(RuntimeError):  # no archive for torch
+    with suppress(Exception):  # no archive for Python: damage can make it fail in any way
+        names += zipfile.ZipFile(file).namelist()
+    with suppress(Exception):  # no archive for torch
         names += torch._C.PyTorchFileReader(str(file)).get_all_records()
     if any(name.endswith('constants.pkl') for name in names):
         raise ValueError(f'{path} is refused: it is a TorchScript program; save weights')
+
+
+def _inspect(file: Path) -> None:
+    """Look through a file that torch is to read; see :mod:`contnet_mm.checkpoint.inspection`."""
+    with file.open('rb') as stream:
+        is_archive = stream.read(len(MAGIC)) == MAGIC
+    if is_archive:
+        inspect_zip(file, check_archive(file), EXTRA_GLOBALS)
+    else:
+        inspect_legacy(file, EXTRA_GLOBALS)
 
 
 def _reason(error: Exception) -> str:
@@ -145,13 +164,14 @@ def _reason(error: Exception) -> str:
     fact = re.search(
         r'GLOBAL [\w.]+|Unsupported operand \d+|asks for .+|but got <class .+>', str(error)
     )
-    return fact[0] if fact else first_line(error)
+    return (fact[0] if fact else first_line(error))[:LONGEST_REASON]
 
 
 def _load_safetensors(file: Path) -> dict[str, object]:
     with import_safetensors().safe_open(str(file), 'pt') as content:
         meta = json.loads((content.metadata() or {}).get('meta', '{}'))
         meta = meta if isinstance(meta, dict) else {}
+        check_depth(meta)
         tensors = OrderedDict((key, content.get_tensor(key)) for key in [*content.keys()])
         metadata = meta.pop(MODULES, None)
         if isinstance(metadata, dict):

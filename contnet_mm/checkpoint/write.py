@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from contnet_mm.utils.errors import show_all
+
 SUFFIXES = ('.pth', '.pt', '.safetensors')
 # Beside the meta in .safetensors: what torch keeps per module as an attribute of the state dict.
 MODULES = 'state_dict_metadata'
@@ -33,7 +35,7 @@ def encode_checkpoint(
     check_suffix(f'*{suffix}')
     wrong = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
     if wrong:
-        raise ValueError(f'the values of {wrong[:5]} are no tensors: they cannot be saved')
+        raise ValueError(f'the values of {show_all(wrong)} are no tensors: they cannot be saved')
     # A copy leaves out memory that is shared with other tensors.
     tensors = OrderedDict(
         (key, value.detach().clone(memory_format=torch.contiguous_format))

@@ -3,6 +3,7 @@
 import gzip
 import io
 import pickle
+import pickletools
 import random
 import struct
 import tarfile
@@ -17,7 +18,15 @@ from safetensors.torch import save as save_safetensors
 
 from contnet_mm import ConTNet
 from contnet_mm.checkpoint.official_keys import convert_to_official
-from tests.reliability.pickle_tricks import HIDING, HUGE, Storage, bombs, encode, running_code
+from tests.reliability.pickle_tricks import (
+    HIDING,
+    HUGE,
+    Storage,
+    bombs,
+    encode,
+    harmless,
+    running_code,
+)
 
 ARCH = dict(
     base_channels=8,
@@ -82,9 +91,41 @@ class Bases:
         self.files['safetensors'] = save_safetensors(plain)
         self.zips = [name for name, data in self.files.items() if data[:2] == b'PK']
 
+        self.legacy = split_legacy(self.files['legacy'])
+        finder = _StorageFinder(io.BytesIO(self.legacy[3]))
+        finder.load()
+        # The first of float32, as the persistent id that names it.
+        self.legacy_storage = finder.found
+
     def members(self, name):
         with zipfile.ZipFile(io.BytesIO(self.files[name])) as archive:
             return {info.filename: archive.read(info) for info in archive.infolist()}
+
+
+def split_legacy(data):
+    """Return the four pickles that a file in the old format starts with, and the rest."""
+    stream, parts = io.BytesIO(data), []
+    for _ in range(4):
+        start = stream.tell()
+        for _ in pickletools.genops(stream):
+            pass
+        parts.append(data[start : stream.tell()])
+    return [*parts, data[stream.tell() :]]
+
+
+class _StorageFinder(pickle.Unpickler):
+    found = None
+
+    def persistent_load(self, pid):
+        if self.found is None and pid[1].dtype is torch.float32:
+            self.found = ('storage', Storage().kind, *pid[2:])
+        dtype = pid[1].dtype
+        return torch.storage.TypedStorage(pid[4], dtype=dtype)
+
+
+def point(code, storage):
+    """Let forged values refer to a storage that there is."""
+    return code.replace(encode(Storage()), encode(storage))
 
 
 def pack(members, compression=zipfile.ZIP_STORED):
@@ -110,15 +151,17 @@ class Mutants:
 
     def __init__(self, marker):
         self.bases = Bases()
-        self.tricks = [*running_code(marker).items(), *bombs().items()]
+        self.tricks = [*running_code(marker).items(), *bombs().items(), *harmless().items()]
+        random.Random(1).shuffle(self.tricks)
         self.kinds = [
-            (900, self.cut),
+            (850, self.cut),
             (900, self.flip),
             (900, self.flip_in_pickle),
             (500, self.splice),
             (600, self.edit_members),
             (700, self.edit_tensors),
-            (420, self.trick),
+            (280, self.trick),
+            (190, self.legacy_trick),
             (80, self.disguise),
         ]
         self.total = sum(count for count, _ in self.kinds)
@@ -244,17 +287,8 @@ class Mutants:
         return pack(members, zipfile.ZIP_DEFLATED)
 
     def _bomb(self, rng, members, one, two):
-        """A member of zeros that is 3 GB when it is unpacked, and 3 MB before."""
         head = pickle_name(members)
-        name = rng.choice((head, next(n for n in members if '/data/0' in n), one))
-        stream = io.BytesIO()
-        with zipfile.ZipFile(stream, 'w', zipfile.ZIP_DEFLATED) as archive:
-            for key, data in members.items():
-                if key != name:
-                    archive.writestr(zipfile.ZipInfo(key), data)
-            with archive.open(zipfile.ZipInfo(name), 'w', force_zip64=True) as file:
-                file._compressor, file._file_size, file._crc = _Zeros(), ZEROS, 1
-        return stream.getvalue()
+        return write_bomb(members, rng.choice((head, '/data/0', one)))
 
     def _claim(self, rng, members, one, two):
         """Claim other sizes, offsets or checksums of a member than there are."""
@@ -373,25 +407,29 @@ class Mutants:
             new = b'\x80\x02' + encode({'state_dict': {'stem.conv.weight': value}}) + b'.'
         else:  # made first, then thrown away
             new = b'\x80\x02' + encode(value) + b'0' + code[2:]
-        shape = rng.randrange(5)
-        if shape == 0:
+        if rng.randrange(4) == 0:
             return f'raw {name}', new
-        if shape == 1:
-            return f'legacy {name}', self._legacy(new)
-        members[pickle_name(members)] = new
+        first = next(data for member, data in members.items() if member.endswith('/data/0'))
+        members[pickle_name(members)] = point(new, Storage(numel=len(first) // 4))
         return base, pack(members)
 
-    def _legacy(self, code):
-        """Return a file in the old format, whose parts follow one another."""
-        system = dict(protocol_version=1001, little_endian=True, type_sizes={})
-        parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, system)]
-        code = code.replace(encode(Storage()), encode(Storage(pid=self._legacy_pid())))
-        return b''.join([*parts, code, pickle.dumps(['0'], 2), struct.pack('<q', 8), bytes(32)])
-
-    @staticmethod
-    def _legacy_pid():
-        kind = Storage().kind
-        return ('storage', kind, '0', 'cpu', 8, None)
+    def legacy_trick(self, rng, place):
+        """Do the same to a file in torch's old format."""
+        name, value = self.tricks[place % len(self.tricks)]
+        *heads, code, rest = self.bases.legacy
+        inner = [*self.bases.contents['runner']['state_dict']]
+        key = rng.choice(('zzz', 'state_dict', 'meta', *inner[:5]))
+        new = rng.choice(
+            (
+                code[:-1] + encode(key) + encode(value) + b's.',
+                code[:-1] + encode(value) + b'b.',
+                b'\x80\x02' + encode(value) + b'0' + code[2:],
+            )
+        )
+        new = point(new, Storage(pid=self.bases.legacy_storage))
+        if rng.random() < 0.1:  # without some of what the tensors are in
+            rest = pickle.dumps([], 2) + rest
+        return f'legacy {name}', b''.join([*heads, new, rest])
 
     def disguise(self, rng, place):
         """Files of another kind under the name of a checkpoint."""
@@ -413,9 +451,9 @@ class Mutants:
             lambda: gzip.compress(good),
             lambda: _tar({'storages': rng.randbytes(700), 'tensors': b'1', 'pickle': b'2'}),
             lambda: _tar({'storages': good}, 'w:gz'),
-            lambda: _tar_of_size(rng.choice(HUGE)),
-            lambda: gzip.compress(_tar_of_size(3 << 30) + bytes(1 << 28)),
-            lambda: _tar_of_size(rng.choice(HUGE))[:512] + good,
+            lambda: tar_of_size(rng.choice(HUGE)),
+            lambda: gzip.compress(tar_of_size(3 << 30) + bytes(1 << 28)),
+            lambda: tar_of_size(rng.choice(HUGE))[:512] + good,
             lambda: pack({'archive/readme': b'text'}),
             lambda: pack({'archive/data.pkl': encode({'a': 1}) + b'.'}),
             lambda: pack({'data.pkl': b'\x80\x02}.'}),
@@ -423,6 +461,21 @@ class Mutants:
             lambda: np.zeros(9).tobytes(),
         )  # fmt: skip
         return f'disguise {place % len(makers)}', makers[place % len(makers)]()
+
+
+def write_bomb(members, end):
+    """Return an archive of which one member is 3 GB of zeros when it is unpacked, 3 MB before."""
+    name = next(name for name in members if name.endswith(end))
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for key, data in members.items():
+            if key != name:
+                archive.writestr(zipfile.ZipInfo(key), data)
+        info = zipfile.ZipInfo(name)
+        info.compress_type = zipfile.ZIP_DEFLATED
+        with archive.open(info, 'w', force_zip64=True) as file:
+            file._compressor, file._file_size, file._crc = _Zeros(), ZEROS, 1
+    return stream.getvalue()
 
 
 class _Zeros:
@@ -448,7 +501,7 @@ def _tar(members, mode='w'):
     return stream.getvalue()
 
 
-def _tar_of_size(size):
+def tar_of_size(size):
     """Return the head of a tar archive whose first entry, an extended header, claims a size."""
     info = tarfile.TarInfo('x')
     info.type, info.size = tarfile.XHDTYPE, size

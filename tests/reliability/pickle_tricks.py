@@ -87,6 +87,8 @@ def encode(value):
     raise TypeError(value)
 
 
+# A pair of a pair of ... the same pair: 2^60 leaves, which hashing goes through.
+DOUBLED = Raw(b'(' + encode('x') + b't' + b'q\x08h\x08\x86' * 60)
 HUGE = (3 << 30, 1 << 40, (1 << 62) + 1)  # bytes, or elements of one byte
 ORDERED = Call(Global('collections', 'OrderedDict'))
 REBUILD = Global('torch._utils', '_rebuild_tensor_v2')
@@ -229,7 +231,7 @@ def bombs():
                 ),
             ),
         }
-    doubled = b'(' + encode('x') + b't' + b'2\x86' * 60  # a pair of a pair ..., 2^60 leaves
+    doubled = DOUBLED.code
     values |= {
         'declared text': Raw(b'X\xff\xff\xff\x7f'),
         'declared bytes': Raw(b'B\xff\xff\xff\x7f'),
@@ -277,14 +279,44 @@ def bombs():
         'short scalar': Call(Global('numpy._core.multiarray', 'scalar'), (dtype('f8'), b'1')),
         'attribute of a tensor': Call(
             Global('torch._tensor', '_rebuild_from_type_v2'),
-            (REBUILD, Global('torch', 'Tensor'), (Storage(), 0, (2,), (1,), False, ORDERED), {
-                'dim': 5, 'is_floating_point': Global('builtins', 'set'), 'shape': (2,),
-            }),
+            (
+                REBUILD,
+                Global('torch', 'Tensor'),
+                (Storage(), 0, (2,), (1,), False, ORDERED),
+                {
+                    'dim': 5,
+                    'is_floating_point': Global('builtins', 'set'),
+                    'shape': (2,),
+                },
+            ),
         ),
         'codec': Call(Global('_codecs', 'encode'), ('x', 'zlib')),
         'codec of a module': Call(Global('_codecs', 'encode'), ('x', '../../antigravity')),
     }
     return values
+
+
+def harmless():
+    """Return values that an honest program may write, by name: files with them have to load."""
+    return {
+        'nothing': None,
+        'text': 'text \ud800',
+        'bytes': b'\0\xff',
+        'numbers': [1, -(2**70), 1.5, True, (2, 3)],
+        'mapping': {1: {'a': ('b',)}, ('a', 1): 2},
+        'ordered': Build(ORDERED, {'_metadata': {}}),
+        'tensor': tensor((2, 2), (2, 1)),
+        'stretched tensor': tensor((2, 2), (0, 1)),
+        'array': array((1,), 'f8', b'12345678'),
+        'texts': dtype('U8'),
+        'set': Call(Global('builtins', 'set'), ([1, 'a'],)),
+        'bytearray': Call(Global('builtins', 'bytearray'), ('a', 'latin-1')),
+        'device': Call(Global('torch', 'device'), ('cpu',)),
+        'size': Call(Global('torch', 'Size'), ((1, 2),)),
+        'parameter': Call(Global('torch._utils', '_rebuild_parameter'), (
+            tensor((2,), (1,)), True, ORDERED,
+        )),
+    }  # fmt: skip
 
 
 # Attributes that hide methods of the mapping they are set on.
@@ -297,7 +329,11 @@ HIDING = [
     {'_metadata': {'': {'contnet': 5}}},
     {'_metadata': {'': {'contnet': {'options': {'pre_norm': True}, 'geometry': 5}}}},
     {'_metadata': {'': {'contnet': {'options': {'position': [1], 'avg_down': 'x' * 9999}}}}},
-    {'_metadata': {'': {'contnet': {'geometry': {'window_sizes': Raw(b']' * 9999 + b'a' * 9998)}}}}},
+    {
+        '_metadata': {
+            '': {'contnet': {'geometry': {'window_sizes': Raw(b']' * 9999 + b'a' * 9998)}}}
+        }
+    },
     {'_metadata': {'': {'contnet': {'geometry': {'strides': Raw(b']q\x07h\x07a')}}}}},
     {'__class__': 5},
     {'__dict__': {}},
