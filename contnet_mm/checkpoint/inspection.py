@@ -220,11 +220,12 @@ class _Inspector(pickle._Unpickler):
                 owner.attributes = state
                 return
             kind += f', {_shorten(hidden[0])}'
-        elif kind == 'history' and isinstance(state, dict):
-            return
-        elif isinstance(state, tuple) and (
-            (kind == 'array' and _is_array_state(*state))
-            or (kind == 'dtype' and _is_dtype_state(*state))
+        elif (kind == 'history' and isinstance(state, dict)) or (
+            isinstance(state, tuple)
+            and (
+                (kind == 'array' and _is_array_state(*state))
+                or (kind == 'dtype' and _is_dtype_state(*state))
+            )
         ):
             return
         raise REFUSED(f'asks for attributes of {kind}')

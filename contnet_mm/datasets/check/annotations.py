@@ -12,6 +12,7 @@ from .issues import Report
 
 Entries = dict[str, list[dict]]
 KEY, NUMBER = int | str, int | float
+LARGEST = 1e15  # no honest number is larger; NaN and infinity are not smaller either
 # The fields that each list of the file must have, and their types.
 FIELDS = {
     'images': {'id': KEY, 'file_name': str, 'height': NUMBER, 'width': NUMBER},
@@ -99,7 +100,7 @@ def read_json(report: Report, path: Path, fix: str) -> object:
         return None
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = f'{path}: {path.stat().st_size} bytes, {error}'
         report.add('unreadable', 'annotation file is no JSON', [reason], fix)
         return None
@@ -109,9 +110,16 @@ def _is_complete(entry: object, fields: dict) -> bool:
     if not isinstance(entry, dict):
         return False
     box = entry.get('bbox') if 'bbox' in fields else [0] * 4
-    return all(isinstance(entry.get(field), kind) for field, kind in fields.items()) and (
-        len(box) == 4 and all(isinstance(value, NUMBER) for value in box)
-    )
+    return all(
+        is_number(entry.get(field)) if kind is NUMBER else isinstance(entry.get(field), kind)
+        for field, kind in fields.items()
+    ) and (len(box) == 4 and all(map(is_number, box)))
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number that one can reckon with."""
+    is_one = isinstance(value, NUMBER) and not isinstance(value, bool)
+    return is_one and -LARGEST < value < LARGEST
 
 
 def _describe(entry: object, fields: dict) -> str:
@@ -140,11 +148,42 @@ def _faults(annotation: dict, image: dict | None, categories: set, masks: bool) 
 
 
 def _mask_fits(mask: object, image: dict) -> bool:
-    if isinstance(mask, dict):  # run lengths
+    if isinstance(mask, dict):
         size = [image['height'], image['width']]
-        return mask.get('size') == size and isinstance(mask.get('counts'), str | list)
+        return mask.get('size') == size and _count_pixels(mask.get('counts')) == size[0] * size[1]
     # A polygon has three corners at least; MMDetection leaves out any other.
     return isinstance(mask, list) and any(
-        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(map(is_number, polygon))
         for polygon in mask
     )
+
+
+def _count_pixels(counts: object) -> int | None:
+    """Return the pixels of run lengths as COCO writes them, a list or text; None of no such.
+
+    Other lengths than those of the image make pycocotools write behind the end of the mask.
+    """
+    runs: list[int] = []
+    if isinstance(counts, list):
+        runs = [run if type(run) is int else -1 for run in counts]
+    elif isinstance(counts, str):
+        run = shift = 0
+        for letter in counts:
+            bits = ord(letter) - 48
+            if not 0 <= bits < 64:
+                return None
+            run |= (bits & 31) << shift
+            shift += 5
+            if bits & 32:  # goes on
+                continue
+            if bits & 16:
+                run -= 1 << shift
+            # From the third on they are differences to the one before the last.
+            runs.append(run + (runs[-2] if len(runs) > 2 else 0))
+            run = shift = 0
+        if shift:
+            return None
+    return sum(runs) if runs and min(runs) >= 0 else None

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .files import list_files, note_colours, open_images, read_list
+from .files import is_file, list_files, note_colours, open_images, read_list
 from .fixes import UNPACK_CLASSES, quote
 from .issues import Report
 from .parts import IMAGE_SUFFIXES, Part
@@ -97,7 +97,7 @@ class ClassificationPart(Part):
     def _check_list(self, report: Report, files: dict[str, int], found: list[str]) -> list[str]:
         """Check a list of labels; return the images in it."""
         labels = self._read_labels(report)
-        missing = [n for n in labels if n not in files and not (self.image_dir / n).is_file()]
+        missing = [n for n in labels if n not in files and not is_file(self.image_dir / n)]
         fix = self.fix.images
         folders = replace(self, ann_file=None).class_folders()
         if folders and all('/' not in name for name in labels):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .annotations import Entries, check_annotations, read_coco_file
-from .files import ImageInfo, list_files, note_colours, open_images
+from .files import ImageInfo, is_file, list_files, note_colours, open_images
 from .issues import Report
 from .parts import IMAGE_SUFFIXES, Part
 
@@ -97,7 +97,7 @@ class DetectionPart(Part):
 
     def _check_names(self, report: Report, entries: dict[str, dict], files: dict[str, int]) -> None:
         # A name may lead out of the folder and still be right.
-        missing = [n for n in entries if n not in files and not (self.image_dir / n).is_file()]
+        missing = [n for n in entries if n not in files and not is_file(self.image_dir / n)]
         report.add('missing-image', 'listed images are missing', missing, self.fix.images)
         spare = [n for n in files if n.lower().endswith(IMAGE_SUFFIXES) and n not in entries]
         if spare and self.others:

@@ -63,6 +63,14 @@ def list_files(folder: Path) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file, also of a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, for instance
+        return False
+
+
 def read_list(report: Report, what: str, path: Path, fix: str) -> list[str]:
     """Return the lines of a text file; report a missing one, and one that MMEngine cannot read."""
     if not path.is_file():

@@ -45,7 +45,8 @@ def describe(issue: DatasetIssue) -> str:
         lines.append(f'and {issue.count - len(issue.examples)} more')
     if issue.fix:
         lines.append(f'fix: {issue.fix}')
-    return '\n    '.join(lines)
+    # A name may hold half a letter, which cannot be printed.
+    return '\n    '.join(lines).encode(errors='backslashreplace').decode()
 
 
 @dataclass

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from contnet_mm.datasets.check.annotations import Entries, read_json, select_complete
+from contnet_mm.datasets.check.annotations import (
+    Entries,
+    is_number,
+    read_json,
+    select_complete,
+)
+from contnet_mm.datasets.check.files import is_file
 from contnet_mm.datasets.check.issues import Report
 
 from .data import UNDIVIDED, Box, OwnData, Part, Sample, part_in
@@ -102,11 +107,12 @@ def _read(report: Report, path: Path) -> Entries:
     """Return the complete entries; an area that is missing is filled in."""
     content = read_json(report, path, FIX)
     lists = content if isinstance(content, dict) else {}
-    for one in lists.get('annotations') or []:
+    entries = lists.get('annotations')
+    for one in entries if isinstance(entries, list) else []:
         box = one.get('bbox') if isinstance(one, dict) else None
-        if 'area' not in (one or ()) and isinstance(box, list) and len(box) == 4:
-            with suppress(TypeError):
-                one['area'] = box[2] * box[3]
+        is_box = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+        if is_box and 'area' not in one:
+            one['area'] = box[2] * box[3]
     return select_complete(report, lists, path, FIX, labelled=True)
 
 
@@ -130,7 +136,7 @@ def _image_dir(root: Path, path: Path, name: str, names: list[str]) -> Path:
     folders = [root / name, root / 'images' / name, root / name / 'images', root / 'images', root]
     folders = dict.fromkeys([path.parent, path.parent / 'images', *folders])
     some = names[:: max(1, len(names) // NUM_TRIED)]
-    there = {folder: sum((folder / one).is_file() for one in some) for folder in folders}
+    there = {folder: sum(is_file(folder / one) for one in some) for folder in folders}
     best = max(there, key=there.get)
     return (
         best if there[best] else next((f for f in folders if f.is_dir() and f != path.parent), root)

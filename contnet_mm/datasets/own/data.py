@@ -110,6 +110,18 @@ def role_of(name: str) -> str | None:
     return next((role for role, names in ROLES.items() if stem in names), None)
 
 
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file.
+
+    Raises:
+        ValueError: If it is not UTF-8; the message names it.
+    """
+    try:
+        return path.read_text(encoding='utf-8').splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is not UTF-8: {error}') from error
+
+
 def part_in(text: str) -> str | None:
     """Return the first word of a name that is the name of a part: 'train2017' of a COCO file."""
     return next((word for word in re.split(r'[^A-Za-z0-9]+', text) if role_of(word)), None)

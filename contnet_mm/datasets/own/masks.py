@@ -12,7 +12,7 @@ from contnet_mm.datasets.check.files import list_files
 from contnet_mm.datasets.check.issues import Report
 from contnet_mm.datasets.check.parts import IMAGE_SUFFIXES
 
-from .data import UNDIVIDED, OwnData, Part, Sample, role_of
+from .data import UNDIVIDED, OwnData, Part, Sample, read_lines, role_of
 
 # Folders of images and of label images, as MMSegmentation, Cityscapes, ADE20K, Pascal VOC and
 # labelling tools name them.
@@ -141,7 +141,7 @@ def _parts_by_lists(root: Path, parts: dict[str, Part]) -> dict[str, Part]:
     folder = parts[UNDIVIDED].image_dir
     divided = {}
     for path in lists:
-        stems = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        stems = [line.split()[0] for line in read_lines(path) if line.strip()]
         some = tuple(samples[stem] for stem in stems if stem in samples)
         divided[path.stem] = Part(path.stem, some, None, folder)
     return divided
@@ -151,13 +151,16 @@ def _names(root: Path) -> tuple[tuple[str, ...] | None, list[tuple] | None]:
     """Return the names of the classes and their colours, as far as files tell them."""
     path = root / COLOURS
     if path.is_file():
-        lines = [line.split(':') for line in path.read_text().splitlines()]
+        lines = [line.split(':') for line in read_lines(path)]
         lines = [line for line in lines if line[0].strip() and line[0][0] != '#']
-        colours = [tuple(int(value) for value in line[1].split(',')) for line in lines]
+        try:
+            colours = [tuple(int(value) for value in line[1].split(',')) for line in lines]
+        except (ValueError, IndexError) as error:
+            raise ValueError(f'{path} must hold lines such as cat:255,0,0::') from error
         return tuple(line[0].strip() for line in lines), colours
     for name in NAMES:
         if (root / name).is_file():
-            lines = (root / name).read_text(encoding='utf-8').splitlines()
+            lines = read_lines(root / name)
             return tuple(line.strip() for line in lines if line.strip()), None
     return None, None
 

@@ -14,7 +14,7 @@ from contnet_mm.datasets.check.files import list_files
 from contnet_mm.datasets.check.issues import Report
 from contnet_mm.datasets.check.parts import IMAGE_SUFFIXES
 
-from .data import UNDIVIDED, Box, OwnData, Part, Sample, role_of
+from .data import UNDIVIDED, Box, OwnData, Part, Sample, read_lines, role_of
 from .images import measure
 
 IMAGE_FOLDERS = ('JPEGImages', 'images', 'Images')
@@ -155,7 +155,7 @@ def _parts_by_lists(
     parts, listed = {}, set()
     for name, path in lists.items():
         # A second column, where there is one, tells whether a class is there.
-        words = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        words = [line.split()[0] for line in read_lines(path) if line.strip()]
         stems = list(dict.fromkeys(words))
         missing = [f'{stem} in {path}' for stem in stems if stem not in samples]
         fix = f'bring the XML files, or take the names out of {path}; --repair does the latter'

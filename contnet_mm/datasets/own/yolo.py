@@ -6,16 +6,17 @@ also read data.yaml, bring 22 packages each, SciPy, Matplotlib and pandas among 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import yaml
 
-from contnet_mm.datasets.check.files import list_files
+from contnet_mm.datasets.check.files import is_file, list_files
 from contnet_mm.datasets.check.issues import Report
 from contnet_mm.datasets.check.parts import IMAGE_SUFFIXES
 from contnet_mm.utils.errors import first_line
 
-from .data import UNDIVIDED, Box, OwnData, Part, Sample, role_of
+from .data import UNDIVIDED, Box, OwnData, Part, Sample, read_lines, role_of
 from .images import measure
 
 NAMES = ('classes.txt', 'obj.names')
@@ -42,7 +43,7 @@ def read(root: Path, report: Report) -> OwnData:
     path = _yaml_file(root)
     if path is None:
         names = next(root / name for name in NAMES if (root / name).is_file())
-        classes = tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
+        classes = tuple(line.strip() for line in read_lines(names) if line.strip())
         folders = {p.name: p for p in sorted((root / 'images').glob('*/')) if role_of(p.name)}
         places = {name: [folder] for name, folder in folders.items()}
         places = places or {UNDIVIDED: [root / 'images']}
@@ -106,7 +107,7 @@ def _yaml_file(root: Path) -> Path | None:
     for path in sorted([*root.glob('*.yaml'), *root.glob('*.yml')], key=lambda p: p.stem != 'data'):
         try:
             content = yaml.safe_load(path.read_text(encoding='utf-8'))
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             content = None
         if path.stem == 'data' or (isinstance(content, dict) and 'names' in content):
             return path
@@ -116,36 +117,57 @@ def _yaml_file(root: Path) -> Path | None:
 def _read_yaml(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} is no YAML: {first_line(error)}') from error
     names = content.get('names') if isinstance(content, dict) else None
     if not isinstance(names, list | dict) or not names:
         raise ValueError(f'{path} has no list of names, such as names: [cat, dog]')
+    labels = [*names] if isinstance(names, dict) else []
+    values = [*names.values()] if isinstance(names, dict) else names
+    # Text of lists in lists could be without end.
+    if not all(type(label) is int for label in labels) or not all(map(_is_word, values)):
+        raise ValueError(
+            f'{path}: names must be words, as in names: [cat, dog] or {{0: cat, 1: dog}}'
+        )
     return content
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str | int | float)
 
 
 def _places(path: Path, content: dict) -> dict[str, list[Path]]:
     """Return the folders and lists of images of each part that a YAML file names."""
-    top = path.parent / str(content.get('path') or '')
+    given = content.get('path') or ''
+    if not _is_word(given):
+        raise ValueError(f'{path}: path must be the name of a folder')
+    top = path.parent / str(given)
     places = {}
     for name in ('train', 'val', 'valid', 'test'):
         given = content.get(name)
         if not given:
             continue
-        words = [str(word) for word in (given if isinstance(given, list) else [given])]
+        words = given if isinstance(given, list) else [given]
+        if not all(map(_is_word, words)):
+            raise ValueError(f'{path}: {name} must be a folder, a file or a list of such')
+        words = [str(word) for word in words]
         # Exports say ../train/images of a folder that lies beside the file.
         roots = (top, path.parent)
         tried = [
             [root / one for root in roots for one in (word, word.removeprefix('../'))]
             for word in words
         ]
-        places[name] = [next((p for p in some if p.exists()), some[0]) for some in tried]
-        missing = [str(place) for place in places[name] if not place.exists()]
+        places[name] = [next((p for p in some if _exists(p)), some[0]) for some in tried]
+        missing = [str(place)[:200] for place in places[name] if not _exists(place)]
         if missing:
             raise ValueError(f'{path} names {", ".join(missing)} for {name}, which does not exist')
     if not places:
         raise ValueError(f'{path} names no images: neither train, val nor test')
     return places
+
+
+def _exists(path: Path) -> bool:
+    return is_file(path) or os.path.isdir(path)
 
 
 def _list_images(place: Path, source: Path) -> list[Path]:
