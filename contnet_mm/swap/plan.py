@@ -16,7 +16,7 @@ from contnet_mm.swap.backbone import inherit_options, match_strides
 from contnet_mm.swap.edit import KeyPath, Swap, SwapError, find_value
 from contnet_mm.swap.features import SIZES, FeatureShapes, build, measure, run
 from contnet_mm.swap.pixels import fix_pixels
-from contnet_mm.swap.sandbox import RunError, sandbox
+from contnet_mm.swap.sandbox import OddConfigError, RunError, failing, sandbox
 from contnet_mm.swap.task import TASKS, kind_of, library_of, type_name
 
 TYPE = 'contnet_mm.ConTNet'
@@ -66,6 +66,13 @@ def plan_swap(
     options = check_options(options or {})
     resolve_arch(arch)
     arch = ALIASES.get(arch, arch) if isinstance(arch, str) else arch
+    with failing('reading the config', OddConfigError):
+        return _plan(config, arch, checkpoint, options)
+
+
+def _plan(
+    config: Config, arch: str | dict, checkpoint: str | None, options: Mapping[str, object]
+) -> Swap:
     root = find_root(config)
     own_size = find_value(config, (*root, 'backbone', 'img_size'), SIZES[0])
     own_size = max(own_size) if isinstance(own_size, (list, tuple)) else own_size

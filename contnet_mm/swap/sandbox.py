@@ -22,6 +22,13 @@ from contnet_mm.swap.task import register
 NUM_CHARACTERS = 500  # of another library's message that an error repeats
 
 
+class OddConfigError(SwapError):
+    """A config that says something of a kind that is read nowhere, such as a number for a dict.
+
+    Of a config that a library ships it is a fault of ours.
+    """
+
+
 class RunError(SwapError):
     """A part that does not run on an image of some size; on a larger one it might."""
 

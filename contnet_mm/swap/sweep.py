@@ -25,7 +25,7 @@ from mmengine.config import Config
 from contnet_mm.apis.config import read_config
 from contnet_mm.swap.edit import SwapError
 from contnet_mm.swap.plan import plan_swap
-from contnet_mm.swap.sandbox import MissingDependencyError
+from contnet_mm.swap.sandbox import MissingDependencyError, OddConfigError
 from contnet_mm.swap.task import TASKS, kind_of, type_name
 from contnet_mm.swap.text.write import read_back, relative_base, render_child
 from contnet_mm.swap.trial.verify import NO_PREDICTION, OriginalFailsTooError, verify_swap
@@ -157,9 +157,11 @@ def _plan(task: Task) -> Found:
             config, out = read_config(path), Path(folder, 'config.py')
             swap = plan_swap(config)
             read_back(render_child(config, swap, relative_base(str(path), out)), out, swap.config)
+    except OddConfigError as error:  # a fault of ours, to be listed as such
+        return dict(status=FAILED, reason=f'swapping: {error}'), None
     except SwapError as error:
         return dict(status=REFUSED, reason=str(error)), None
-    except (Exception, _TimeoutError) as error:  # a fault of ours, to be listed as such
+    except (Exception, _TimeoutError) as error:
         return dict(status=FAILED, reason=f'swapping: {type(error).__name__}: {error}'), None
     return {}, _key(swap.config, outcome)
 
