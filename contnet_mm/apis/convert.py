@@ -90,8 +90,11 @@ def read_network(path: str | Path) -> Network:
     head = {key[len(prefix) :]: value for key, value in holder.items() if key.startswith(prefix)}
     backbone = name_as_ours(found, str(path))
     options = infer_arch(backbone, str(path))
-    with torch.device('meta'):  # names and shapes will do
-        net = ConTNet(**options)
+    try:
+        with torch.device('meta'):  # names and shapes will do
+            net = ConTNet(**options)
+    except ValueError as error:
+        raise ValueError(f'{path} is of no arch that can be built: {error}') from error
     backbone = check_coverage(backbone, net, str(path))
     num_others = 0 if official else len(tensors) - len(backbone) - len(head)
     layout = 'classifier' if head else 'backbone'

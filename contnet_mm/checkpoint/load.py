@@ -182,6 +182,8 @@ def resize_positions(
             continue
         if wanted.shape == table.shape or table.dim() != 2 or wanted.shape[1] != table.shape[1]:
             continue
+        if not (len(table) and table.is_floating_point()):
+            continue
         square = key.endswith('table')
         if square and math.isqrt(len(table)) ** 2 != len(table):  # of no window at all
             continue

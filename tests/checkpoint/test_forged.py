@@ -8,6 +8,8 @@ import zipfile
 import pytest
 import torch
 
+from contnet_mm.apis.convert import read_network
+from contnet_mm.apis.publish import publish_checkpoint
 from contnet_mm.checkpoint.read import read_checkpoint
 from tests.reliability import pickle_tricks as tricks
 from tests.reliability.checkpoint_mutants import (
@@ -208,3 +210,37 @@ def test_what_cannot_be_copied_leaves_the_network_as_it_was(tmp_path, monkeypatc
     with pytest.raises(ValueError, match='stages.3.0.norm.weight'):
         net.init_weights()
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize('rows', [torch.zeros(0, 4), torch.zeros(3, 4, dtype=torch.int64)])
+def test_a_position_table_that_cannot_be_resized_is_refused(tmp_path, rows):
+    file = tmp_path / 'odd.pth'
+    key = 'stages.0.0.encoders.0.position.rows'
+    torch.save({**bases.contents['ours'], key: rows}, file)
+    net = make_net()
+    net.init_cfg = dict(type='Pretrained', checkpoint=str(file))
+    with pytest.raises(ValueError, match=f'1 of another kind.*{key}'):
+        net.init_weights()
+
+
+def test_a_file_of_no_arch_is_named(tmp_path):
+    file = tmp_path / 'odd.pth'
+    content = dict(bases.contents['ours'])
+    content['stages.7.0.norm.weight'] = WEIGHT
+    torch.save(content, file)
+    with pytest.raises(ValueError, match=f'{file} is of no arch that can be built'):
+        read_network(file)
+
+
+def test_a_value_that_is_no_tensor_is_named_with_its_file(tmp_path):
+    file = tmp_path / 'odd.pth'
+    torch.save({'state_dict': {**bases.contents['ours'], 'x': 1}, 'meta': {}}, file)
+    with pytest.raises(ValueError, match=f"{file}: the values of .'x'. are no tensors"):
+        publish_checkpoint(file, tmp_path / 'out')
+
+
+def test_an_unknown_official_key_is_named_with_its_file(tmp_path):
+    file = tmp_path / 'odd.pth'
+    torch.save({'layer0.gate': WEIGHT}, file)
+    with pytest.raises(ValueError, match=f'{file}: 1 keys are not of the official'):
+        read_network(file)

@@ -357,7 +357,7 @@ class Mutants:
             lambda: torch.nn.Parameter(x) if x.is_floating_point() else x,
             lambda: torch.nested.nested_tensor([x.float(), x.float()]),
             lambda: x.to(torch.complex64) * 1j,
-            lambda: x.numpy() if x.dtype not in (torch.bfloat16,) else None,
+            lambda: x.detach().numpy() if x.dtype not in (torch.bfloat16,) else None,
             lambda: None,
             lambda: [1, 2],
             lambda: 'text',
