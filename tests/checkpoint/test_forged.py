@@ -12,15 +12,8 @@ from contnet_mm.apis.convert import read_network
 from contnet_mm.apis.publish import publish_checkpoint
 from contnet_mm.checkpoint.read import read_checkpoint
 from tests.reliability import pickle_tricks as tricks
-from tests.reliability.checkpoint_mutants import (
-    Bases,
-    make_net,
-    pack,
-    pickle_name,
-    point,
-    tar_of_size,
-    write_bomb,
-)
+from tests.reliability.archives import pack, pickle_name, point, tar_of_size, write_bomb
+from tests.reliability.checkpoint_mutants import Bases, make_net
 from tests.reliability.pickle_tricks import Build, Call, Global, Raw, Storage, encode
 
 bases = Bases()

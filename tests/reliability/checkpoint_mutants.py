@@ -3,12 +3,9 @@
 import gzip
 import io
 import pickle
-import pickletools
 import random
 import struct
-import tarfile
 import zipfile
-import zlib
 from collections import OrderedDict
 
 import numpy as np
@@ -18,6 +15,16 @@ from safetensors.torch import save as save_safetensors
 
 from contnet_mm import ConTNet
 from contnet_mm.checkpoint.official_keys import convert_to_official
+from tests.reliability.archives import (
+    StorageFinder,
+    make_tar,
+    pack,
+    pickle_name,
+    point,
+    split_legacy,
+    tar_of_size,
+    write_bomb,
+)
 from tests.reliability.pickle_tricks import (
     HIDING,
     HUGE,
@@ -37,7 +44,6 @@ ARCH = dict(
     drop_rates=(0.0,) * 4,
     last_drop_rate=0.0,
 )
-ZEROS = 3 << 30  # bytes that a zip bomb unpacks to
 DTYPES = [getattr(torch, name) for name in sorted(dir(torch))]
 DTYPES = [value for value in DTYPES if isinstance(value, torch.dtype)]
 
@@ -92,7 +98,7 @@ class Bases:
         self.zips = [name for name, data in self.files.items() if data[:2] == b'PK']
 
         self.legacy = split_legacy(self.files['legacy'])
-        finder = _StorageFinder(io.BytesIO(self.legacy[3]))
+        finder = StorageFinder(io.BytesIO(self.legacy[3]))
         finder.load()
         # The first of float32, as the persistent id that names it.
         self.legacy_storage = finder.found
@@ -100,46 +106,6 @@ class Bases:
     def members(self, name):
         with zipfile.ZipFile(io.BytesIO(self.files[name])) as archive:
             return {info.filename: archive.read(info) for info in archive.infolist()}
-
-
-def split_legacy(data):
-    """Return the four pickles that a file in the old format starts with, and the rest."""
-    stream, parts = io.BytesIO(data), []
-    for _ in range(4):
-        start = stream.tell()
-        for _ in pickletools.genops(stream):
-            pass
-        parts.append(data[start : stream.tell()])
-    return [*parts, data[stream.tell() :]]
-
-
-class _StorageFinder(pickle.Unpickler):
-    found = None
-
-    def persistent_load(self, pid):
-        if self.found is None and pid[1].dtype is torch.float32:
-            self.found = ('storage', Storage().kind, *pid[2:])
-        dtype = pid[1].dtype
-        return torch.storage.TypedStorage(pid[4], dtype=dtype)
-
-
-def point(code, storage):
-    """Let forged values refer to a storage that there is."""
-    return code.replace(encode(Storage()), encode(storage))
-
-
-def pack(members, compression=zipfile.ZIP_STORED):
-    """Return an archive; members are pairs or a dict."""
-    stream = io.BytesIO()
-    pairs = members.items() if isinstance(members, dict) else members
-    with zipfile.ZipFile(stream, 'w', compression) as archive:
-        for name, data in pairs:
-            archive.writestr(zipfile.ZipInfo(name), data, compression)
-    return stream.getvalue()
-
-
-def pickle_name(members):
-    return next(name for name in members if name.endswith('data.pkl'))
 
 
 class Mutants:
@@ -449,8 +415,8 @@ class Mutants:
             lambda: b'\x89PNG\r\n\x1a\n' + rng.randbytes(500),
             lambda: b'\x1f\x8b' + rng.randbytes(500),
             lambda: gzip.compress(good),
-            lambda: _tar({'storages': rng.randbytes(700), 'tensors': b'1', 'pickle': b'2'}),
-            lambda: _tar({'storages': good}, 'w:gz'),
+            lambda: make_tar({'storages': rng.randbytes(700), 'tensors': b'1', 'pickle': b'2'}),
+            lambda: make_tar({'storages': good}, 'w:gz'),
             lambda: tar_of_size(rng.choice(HUGE)),
             lambda: gzip.compress(tar_of_size(3 << 30) + bytes(1 << 28)),
             lambda: tar_of_size(rng.choice(HUGE))[:512] + good,
@@ -461,48 +427,3 @@ class Mutants:
             lambda: np.zeros(9).tobytes(),
         )  # fmt: skip
         return f'disguise {place % len(makers)}', makers[place % len(makers)]()
-
-
-def write_bomb(members, end):
-    """Return an archive of which one member is 3 GB of zeros when it is unpacked, 3 MB before."""
-    name = next(name for name in members if name.endswith(end))
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, 'w', zipfile.ZIP_DEFLATED) as archive:
-        for key, data in members.items():
-            if key != name:
-                archive.writestr(zipfile.ZipInfo(key), data)
-        info = zipfile.ZipInfo(name)
-        info.compress_type = zipfile.ZIP_DEFLATED
-        with archive.open(info, 'w', force_zip64=True) as file:
-            file._compressor, file._file_size, file._crc = _Zeros(), ZEROS, 1
-    return stream.getvalue()
-
-
-class _Zeros:
-    """Stands in for a compressor: gives three gigabytes of zeros, compressed, in no time."""
-
-    def compress(self, data):
-        return b''
-
-    def flush(self):
-        worker = zlib.compressobj(9, zlib.DEFLATED, -15)
-        # After a full flush nothing is remembered: the next block gives the same bytes.
-        block = worker.compress(bytes(1 << 20)) + worker.flush(zlib.Z_FULL_FLUSH)
-        return block * (ZEROS >> 20) + worker.flush()
-
-
-def _tar(members, mode='w'):
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode=mode) as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return stream.getvalue()
-
-
-def tar_of_size(size):
-    """Return the head of a tar archive whose first entry, an extended header, claims a size."""
-    info = tarfile.TarInfo('x')
-    info.type, info.size = tarfile.XHDTYPE, size
-    return info.tobuf(tarfile.GNU_FORMAT)

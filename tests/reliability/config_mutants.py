@@ -3,7 +3,6 @@
 import copy
 import random
 
-
 from contnet_mm.apis.config import read_config
 from contnet_mm.swap.edit import find_value, walk
 from contnet_mm.swap.text.difference import to_plain
@@ -33,16 +32,17 @@ READ = (
     'data_preprocessor',
 )
 ODD = (
-    None, True, False, 0, -1, 3, 1.5, float('nan'), float('inf'), 2**63, 10**12, 10**40, '', 'text',
-    'ResNet', 'mmdet.ResNet', 'nowhere.Thing', "it's", 'a "b"', "'\"", 'a\nb', 'a\\', '\u2028', 'ä',
-    '{{ fileDirname }}', '{{', '{{_base_.x}}', '$HOME', '%s', b'bytes', [], {}, (), [1], (1, 2), [[]],
-    {'type': 'ResNet'}, {'type': 5}, {'type': None}, {'type': ''}, {1: 2}, {'a b': 1}, {'_delete_': True},
-    {'_scope_': 'mmcls'}, {'type': 'Pretrained'}, {'type': 'Pretrained', 'checkpoint': None}, 'a' * 9999,
-    (None, None), ['a', 5], [{}], {'type': 'nn.Linear'}, '<class>', 'torchvision://resnet50',
+    None, True, False, 0, -1, 3, 1.5, float('nan'), float('inf'), 2**63, 10**12, 10**40,
+    '', 'text', 'ResNet', 'mmdet.ResNet', 'nowhere.Thing', "it's", 'a "b"', "'\"", 'a\nb', 'a\\',
+    '\u2028', 'ä', '{{ fileDirname }}', '{{', '{{_base_.x}}', '$HOME', '%s', b'bytes', 'a' * 9999,
+    '<class>', 'torchvision://resnet50', [], {}, (), [1], (1, 2), [[]], (None, None), ['a', 5],
+    [{}], {'type': 'ResNet'}, {'type': 5}, {'type': None}, {'type': ''}, {1: 2}, {'a b': 1},
+    {'_delete_': True}, {'_scope_': 'mmcls'}, {'type': 'Pretrained'}, {'type': 'nn.Linear'},
+    {'type': 'Pretrained', 'checkpoint': None},
 )  # fmt: skip
 KEYS = (
-    'x', 'type', '_delete_', '_scope_', '_base_', 'init_cfg', 'a b', '1', '', 'class', 'self', "it's",
-    'new\nline', '__debug__', 'model', 'in_channels', 'ä', 'dict',
+    'x', 'type', '_delete_', '_scope_', '_base_', 'init_cfg', 'a b', '1', '', 'class', 'self',
+    "it's", 'new\nline', '__debug__', 'model', 'in_channels', 'ä', 'dict',
 )  # fmt: skip
 TEXTS = (
     lambda text, rng: text[: rng.randrange(len(text))],
@@ -73,7 +73,7 @@ TEXTS = (
     lambda text, rng: text.encode('utf-16'),
     lambda text, rng: b'\xef\xbb\xbf' + text.encode(),
     lambda text, rng: text.encode() + '\nx = "L\xf6we"\n'.encode('latin-1'),
-    lambda text, rng: '# coding: latin-1\n'.encode() + text.encode() + 'x = "\xf6"\n'.encode('latin-1'),
+    lambda text, rng: f'# coding: latin-1\n{text}x = "\xf6"\n'.encode('latin-1', 'replace'),
     lambda text, rng: '# coding: klingon\n' + text,
     lambda text, rng: text.encode() + b'\0',
     lambda text, rng: b'',
