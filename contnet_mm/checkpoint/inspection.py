@@ -1,7 +1,7 @@
 """A look at the pickles of a checkpoint before torch makes anything of them.
 
-torch's ``weights_only`` keeps a file from running code, not from asking for memory that it does not
-hold, nor from naming a part of a tensor that the file has not. Here the opcodes are followed with
+torch's ``weights_only`` keeps a file from running code, not from asking for more memory or time than
+it is worth, nor from naming storages that it does not hold. Here the opcodes are followed with
 stand-ins in place of all that a pickle names, and each call is checked by its arguments.
 """
 
@@ -179,7 +179,7 @@ class _Inspector(pickle._Unpickler):
         stride: tuple[int, ...],
         *rest: object,
     ) -> _Object:
-        """Check that a tensor lies in its storage; torch would enlarge the storage."""
+        """Check that a tensor lies in its storage."""
         itemsize = storage.itemsize
         for value in rest:  # `_rebuild_tensor_v3` names the type of the numbers
             dtype = self.allowed.get(value.name) if isinstance(value, _Named) else None

@@ -95,7 +95,7 @@ def run(folder, numbers):
 
 
 def test_some_random_inputs_give_the_maps_of_the_reference(tmp_path):
-    run(tmp_path, range(30))
+    run(tmp_path, range(20))
 
 
 @pytest.mark.slow

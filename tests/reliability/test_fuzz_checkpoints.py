@@ -39,7 +39,7 @@ def strict_state(path, net):
     for key in state:
         if key in tensors:
             value = state[key].clone()
-            value.copy_(tensors[key])  # raises for another shape
+            value.copy_(tensors[key].detach())  # raises for another shape
             state[key] = value
         else:
             assert key.endswith('num_batches_tracked'), key
@@ -164,7 +164,7 @@ def run(folder, numbers, jobs=1):
 
 
 def test_some_damaged_checkpoints_are_refused_or_load_as_a_whole(tmp_path):
-    run(tmp_path, range(60))
+    run(tmp_path, range(40))
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def run(folder, numbers):
 
 
 def test_some_damage_to_data_is_found_and_named(tmp_path):
-    run(tmp_path, range(45))
+    run(tmp_path, range(30))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 
 from contnet_mm.apis.config import read_config
 from contnet_mm.swap import plan_swap, sweep
+from contnet_mm.swap.sandbox import OddConfigError
 from contnet_mm.swap.sweep import Outcome
 from contnet_mm.swap.task import TASKS
 from contnet_mm.swap.trial.verify import verify_swap
@@ -91,6 +92,18 @@ def test_what_takes_too_long_has_failed(monkeypatch):
     monkeypatch.setattr(sweep, 'plan_swap', lambda config: time.sleep(9))
     found, key = sweep._plan((Path('x'), Outcome('mmdet::x.py', 'detection'), 1))
     assert key is None and found['status'] == sweep.FAILED and 'more than 1 s' in found['reason']
+
+
+def test_an_odd_value_is_refused_by_the_swap_and_listed_as_a_fault_by_the_sweep(monkeypatch):
+    config = read_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
+    config.model.data_preprocessor.mean = 10**12
+    with pytest.raises(OddConfigError, match="reading the config: TypeError: object of type 'int'"):
+        plan_swap(config, 'tiny')
+    monkeypatch.setattr(sweep, 'read_config', lambda path: config)
+    found, key = sweep._plan((Path('x'), Outcome('mmdet::x.py', 'detection'), 60))
+    assert (
+        key is None and found['status'] == sweep.FAILED and 'reading the config' in found['reason']
+    )
 
 
 def test_a_config_that_does_not_parse_is_refused(tmp_path):
