@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contnet_mm.models.linear import autocast_dtype
 from contnet_mm.models.window_layout import (
     HAS_CUSTOM_OPS,
     MAX_WINDOWS,
@@ -206,8 +207,9 @@ def _attend_padded(
         bias = mask if bias is None else bias + mask
     qkv = qkv.unflatten(1, (-1, window_size**2))
     if layout.way is not Way.PADDED:
-        q, k, v = split_heads(qkv, num_heads)
-        out = _merge_heads(F.dropout(_weights(q, k, bias), drop_rate) @ v)
+        with _in_float32(qkv):
+            q, k, v = split_heads(_widen(qkv), num_heads)
+            out = _merge_heads(F.dropout(_weights(q, k, bias), drop_rate) @ v).to(qkv.dtype)
     else:
         q, k, v = split_heads(qkv.flatten(0, 1), num_heads)
         bias = bias if bias is None or bias.dim() == 4 else bias[None]
@@ -251,6 +253,18 @@ def _merge_heads(x: Tensor) -> Tensor:
     return x.transpose(-3, -2).flatten(-2)
 
 
+def _widen(x: Tensor) -> Tensor:
+    """Bring float16 into float32, as kernels of GPUs do inside: logits soon exceed 65504."""
+    return x.float() if x.dtype == torch.float16 else x
+
+
+def _in_float32(x: Tensor) -> AbstractContextManager:
+    """Keep autocast from narrowing again what :func:`_widen` made of ``x``."""
+    if x.dtype != torch.float16 or autocast_dtype(x.device.type) is None:
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return (logits if bias is None else logits + bias).softmax(-1)
@@ -277,12 +291,13 @@ class GroupedAttention:
     def forward(self, qkv: Tensor, bias: Tensor | None, seed: Tensor | None) -> Tensor:
         """Attend in each window, [B, L, 3 * C] -> [B, L, C]."""
         generator, parts = _generator(seed, qkv.device), []
-        for group in self.groups:
-            q, k, v = split_heads(group.of(qkv), self.num_heads)
-            weights = _weights(q, k, _bias_of(group, bias, q.dtype))
-            if generator is not None:
-                weights = weights * self._dropout_scale(weights, generator)
-            parts.append(_merge_heads(weights @ v))
+        with _in_float32(qkv):
+            for group in self.groups:
+                q, k, v = split_heads(_widen(group.of(qkv)), self.num_heads)
+                weights = _weights(q, k, _bias_of(group, bias, q.dtype))
+                if generator is not None:
+                    weights = weights * self._dropout_scale(weights, generator)
+                parts.append(_merge_heads(weights @ v).to(qkv.dtype))
         return join_groups(parts, self.groups)
 
     def backward(
@@ -295,26 +310,29 @@ class GroupedAttention:
         generator = _generator(seed, qkv.device)
         grad = grad.to(qkv.dtype)
         bias_grad, parts = None, []
-        for group in self.groups:
-            q, k, v = split_heads(group.of(qkv), self.num_heads)
-            out_grad = group.of(grad).unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
-            weights = _weights(q, k, _bias_of(group, bias, q.dtype))
-            logits_grad = out_grad @ v.transpose(-1, -2)
-            dropped = weights
-            if generator is not None:
-                kept = self._dropout_scale(weights, generator)
-                dropped, logits_grad = weights * kept, logits_grad * kept
-            logits_grad = torch._softmax_backward_data(logits_grad, weights, -1, weights.dtype)
-            scale = q.shape[-1] ** -0.5
-            grads = [
-                (logits_grad @ k).mul_(scale),
-                (logits_grad.transpose(-1, -2) @ q).mul_(scale),
-                dropped.transpose(-1, -2) @ out_grad,
-            ]
-            parts.append(torch.stack([x.transpose(-3, -2) for x in grads], dim=-3).flatten(-3))
-            if bias is not None:
-                part = _bias_grad_of(group, bias, logits_grad)
-                bias_grad = part if bias_grad is None else bias_grad + part
+        with _in_float32(qkv):
+            for group in self.groups:
+                q, k, v = split_heads(_widen(group.of(qkv)), self.num_heads)
+                out_grad = _widen(group.of(grad)).unflatten(-1, (self.num_heads, -1))
+                out_grad = out_grad.transpose(-3, -2)
+                weights = _weights(q, k, _bias_of(group, bias, q.dtype))
+                logits_grad = out_grad @ v.transpose(-1, -2)
+                dropped = weights
+                if generator is not None:
+                    kept = self._dropout_scale(weights, generator)
+                    dropped, logits_grad = weights * kept, logits_grad * kept
+                logits_grad = torch._softmax_backward_data(logits_grad, weights, -1, weights.dtype)
+                scale = q.shape[-1] ** -0.5
+                grads = [
+                    (logits_grad @ k).mul_(scale),
+                    (logits_grad.transpose(-1, -2) @ q).mul_(scale),
+                    dropped.transpose(-1, -2) @ out_grad,
+                ]
+                grads = torch.stack([x.transpose(-3, -2) for x in grads], dim=-3).flatten(-3)
+                parts.append(grads.to(qkv.dtype))
+                if bias is not None:
+                    part = _bias_grad_of(group, bias, logits_grad)
+                    bias_grad = part if bias_grad is None else bias_grad + part
         return join_groups(parts, self.groups), bias_grad
 
     def jvp(
@@ -322,15 +340,16 @@ class GroupedAttention:
     ) -> Tensor:
         """Return the tangent of the result without dropout, given those of ``qkv`` and ``bias``."""
         tangent, parts = torch.zeros_like(qkv) if tangent is None else tangent, []
-        for group in self.groups:
-            q, k, v = split_heads(group.of(qkv), self.num_heads)
-            dq, dk, dv = split_heads(group.of(tangent), self.num_heads)
-            weights = _weights(q, k, _bias_of(group, bias, q.dtype))
-            change = (dq @ k.transpose(-1, -2) + q @ dk.transpose(-1, -2)) * q.shape[-1] ** -0.5
-            if bias_tangent is not None:
-                change = change + _bias_of(group, bias_tangent, q.dtype)
-            change = weights * (change - (weights * change).sum(-1, keepdim=True))
-            parts.append(_merge_heads(change @ v + weights @ dv))
+        with _in_float32(qkv):
+            for group in self.groups:
+                q, k, v = split_heads(_widen(group.of(qkv)), self.num_heads)
+                dq, dk, dv = split_heads(_widen(group.of(tangent)), self.num_heads)
+                weights = _weights(q, k, _bias_of(group, bias, q.dtype))
+                change = (dq @ k.transpose(-1, -2) + q @ dk.transpose(-1, -2)) * q.shape[-1] ** -0.5
+                if bias_tangent is not None:
+                    change = change + _bias_of(group, bias_tangent, q.dtype)
+                change = weights * (change - (weights * change).sum(-1, keepdim=True))
+                parts.append(_merge_heads(change @ v + weights @ dv).to(qkv.dtype))
         return join_groups(parts, self.groups)
 
     def _dropout_scale(self, weights: Tensor, generator: torch.Generator) -> Tensor:

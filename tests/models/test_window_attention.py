@@ -214,6 +214,27 @@ def test_a_float32_bias_gets_a_float32_gradient_beside_bfloat16_queries(way):
         assert (a - b).abs().max() <= 0.05 * b.abs().max()
 
 
+# The kernels of GPUs keep logits in float32.
+@pytest.mark.parametrize('way', [way for way in WITH_BIAS if way is not Way.PADDED])
+@pytest.mark.parametrize('has_bias', [False, True])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_logits_may_exceed_what_float16_holds(way, has_bias, autocast):
+    qkv, bias = make_inputs(ODD, 4, 2, has_bias, dtype=torch.float32)
+    half = (300 * qkv.detach()).half().requires_grad_()
+    full = half.detach().float().requires_grad_()
+    layout = layout_for(ODD, (4, 4, 2), way)
+    grads = torch.randn(*half.shape[:2], 8)
+    maps = []
+    for x in (half, full):
+        own_bias = None if bias is None else bias.detach().half().to(x.dtype)
+        with torch.autocast('cpu', torch.float16, enabled=autocast and x is half):
+            maps.append(window_attention(x, own_bias, layout, 4, 2))
+            maps[-1].backward(grads.to(x.dtype))
+    assert maps[0].dtype == half.grad.dtype == torch.float16
+    for found, expected in zip((maps[0], half.grad), (maps[1], full.grad), strict=True):
+        assert (found - expected).abs().max() <= 2e-3 * expected.abs().max()
+
+
 @pytest.mark.parametrize('has_bias', [False, True])
 def test_forward_and_backward_drop_the_same_weights(has_bias):
     qkv, bias = make_inputs(ODD, 4, 2, has_bias)
