@@ -19,7 +19,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='contnet_mm',
-    locations=['contnet_mm.engine.checkpoint_hook'],
+    locations=['contnet_mm.engine.checkpoint_hook', 'contnet_mm.engine.check_finite'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
