@@ -69,9 +69,6 @@ SOUND_TORCH = '2.10'
 
 LONGEST_REASON = 300  # characters of an error, which may hold names out of a file
 
-# Classes whose objects a file may set attributes of.
-BUILT = (torch.Tensor, OrderedDict, np.ndarray, np.dtype, HistoryBuffer)
-
 
 def read_checkpoint(path: str | Path) -> object:
     """Read a checkpoint file onto the CPU without running code that is in it.
@@ -184,27 +181,16 @@ def _load(file: Path) -> object:
         allowed = [(value, name) for name, value in EXTRA_GLOBALS.items()]
         with torch.serialization.safe_globals(allowed):
             return torch.load(file, map_location='cpu', weights_only=True)
-    try:
-        archive = torch._C.PyTorchFileReader(str(file))
-    except RuntimeError:  # the format of torch 1.5 and older, whose sizes torch itself compares
-        archive = None
-    unpickler = type('_Unpickler', (_Unpickler,), {'archive': archive})
     restricted = SimpleNamespace(
         __name__='restricted',
-        Unpickler=unpickler,
-        load=lambda f, **kwargs: unpickler(f, **kwargs).load(),
+        Unpickler=_Unpickler,
+        load=lambda f, **kwargs: _Unpickler(f, **kwargs).load(),
     )
     return torch.load(file, map_location='cpu', pickle_module=restricted, weights_only=False)
 
 
-class _Unpickler(pickle._Unpickler):
-    """Allow torch's own list for ``weights_only`` and ours; anything else ends the load.
-
-    In pure Python, since the unpickler in C cannot restrict whose attributes a file may set.
-    """
-
-    archive = None  # torch's reader of the file, where that is an archive
-    dispatch = dict(pickle._Unpickler.dispatch)
+class _Unpickler(pickle.Unpickler):
+    """Allow torch's own list for ``weights_only`` and ours; :func:`_inspect` saw to the rest."""
 
     def find_class(self, module: str, name: str) -> object:
         """Return an allowed class or function."""
@@ -213,49 +199,3 @@ class _Unpickler(pickle._Unpickler):
         if f'{module}.{name}' not in allowed:
             raise pickle.UnpicklingError(f'asks for {module}.{name}')
         return allowed[f'{module}.{name}']
-
-    def load_build(self) -> None:
-        """Set attributes of an object that the file made, never of a class or a function."""
-        if not isinstance(self.stack[-2], BUILT):
-            raise pickle.UnpicklingError(f'asks for attributes of {self.stack[-2]!r}')
-        super().load_build()
-
-    def load_setitem(self) -> None:
-        """Set an item of a dict, never of a tensor or a storage."""
-        self._check_dict(self.stack[-3])
-        super().load_setitem()
-
-    def load_setitems(self) -> None:
-        """Set items of a dict, never of a tensor or a storage."""
-        self._check_dict(self.metastack[-1][-1])
-        super().load_setitems()
-
-    @staticmethod
-    def _check_dict(target: object) -> None:
-        if not isinstance(target, dict):
-            raise pickle.UnpicklingError(f'asks for items of a {type(target).__name__}')
-
-    def load_binpersid(self) -> None:
-        """Load a storage; what refers to source code, or beyond its bytes, is refused."""
-        kind, *rest = self.stack[-1]
-        if kind != 'storage':
-            raise pickle.UnpicklingError('asks for something other than a storage')
-        if self.archive is not None:
-            _check_size(self.archive, *rest)
-        super().load_binpersid()
-
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.BINPERSID[0]] = load_binpersid
-    dispatch[pickle.SETITEM[0]] = load_setitem
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-
-
-def _check_size(
-    archive: torch._C.PyTorchFileReader, kind: type, key: str, location: str, number: int
-) -> None:
-    """Compare what a file says of a storage with the bytes that it has for it."""
-    dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
-    said = number * torch._utils._element_size(dtype)
-    held = len(archive.get_record(f'data/{key}'))
-    if said != held:
-        raise pickle.UnpicklingError(f'asks for {said} bytes of storage {key}, which has {held}')
