@@ -1,7 +1,7 @@
 """A look at the pickles of a checkpoint before torch makes anything of them.
 
-torch's ``weights_only`` keeps a file from running code, not from asking for more memory or time than
-it is worth, nor from naming storages that it does not hold. Here the opcodes are followed with
+torch's ``weights_only`` keeps a file from running code, not from asking for any amount of memory or
+time, nor from naming storages that it does not hold. Here the opcodes are followed with
 stand-ins in place of all that a pickle names, and each call is checked by its arguments.
 """
 
