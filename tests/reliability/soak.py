@@ -2,6 +2,11 @@
 
 ``python -m tests.reliability.soak`` prints the resident memory, and what it grows by per step once
 all caches are full; ``--layouts`` prints what the cache of layouts takes when it is full.
+
+oneDNN computes torch's convolutions on a CPU and keeps a program for each size: 1,024 of them, and
+something more for each size that is new. So sizes come again here; ``--new-sizes`` shows what
+happens otherwise, ``--torch-alone`` that a network without code of ours grows alike, and
+``--no-onednn`` that ours does not by itself.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import Dataset
 
 from contnet_mm.models import window_layout as layouts
@@ -33,6 +39,7 @@ ARCH = dict(
 )
 WARM_UP = 200  # steps until caches are full
 EVERY = 20  # steps between two readings
+NUM_SIZES = 40
 
 
 def resident():
@@ -45,16 +52,21 @@ def resident():
 
 
 class RandomSizes(Dataset):
-    """Images of 40 to 160 pixels a side, each of another size."""
+    """Images of 40 to 160 pixels a side.
 
-    def __init__(self, length):
-        self.length = length
+    Args:
+        length: Number of images.
+        num_sizes: Number of sizes among them.
+    """
+
+    def __init__(self, length, num_sizes):
+        self.length, self.num_sizes = length, num_sizes
 
     def __len__(self):
         return self.length
 
     def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
+        generator = torch.Generator().manual_seed(index % self.num_sizes)
         height, width = torch.randint(40, 161, (2,), generator=generator).tolist()
         images = torch.randn(3, height, width, generator=generator)
         return dict(inputs=images, labels=index % 2)
@@ -71,15 +83,32 @@ class ReadMemory(Hook):
             self.readings.append((runner.iter + 1, resident()))
 
 
-def train(steps, **options):
+class TorchAlone(TinyClassifier):
+    """The same with convolutions and batch norms of torch as the backbone."""
+
+    def __init__(self, arch):
+        super().__init__(arch)
+        layers, widths = [], (3, 8, 16, 32, 64)
+        for width, out in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(width, out, 3, 2, 1), nn.BatchNorm2d(out), nn.ReLU()]
+            layers += [nn.Conv2d(out, out, 3, 1, 1), nn.BatchNorm2d(out), nn.ReLU()]
+        self.backbone = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], 2)
+
+    def forward(self, inputs, labels, mode='tensor'):
+        logits = self.head(self.backbone(inputs).mean((2, 3)))
+        return dict(loss=nn.functional.cross_entropy(logits, labels)) if mode == 'loss' else logits
+
+
+def train(model, steps, num_sizes):
     """Train by MMEngine's Runner; return the readings, steps and bytes, [n, 2]."""
     memory = ReadMemory()
     with tempfile.TemporaryDirectory() as folder:
         Runner(
-            model=TinyClassifier(ARCH, **options),
+            model=model,
             work_dir=folder,
             train_dataloader=dict(
-                dataset=RandomSizes(steps),
+                dataset=RandomSizes(steps, num_sizes),
                 batch_size=1,
                 sampler=dict(type='DefaultSampler', shuffle=True),
                 collate_fn=dict(type='default_collate'),
@@ -120,7 +149,9 @@ def main():
     parser.add_argument('--steps', type=int, default=2000)
     parser.add_argument('--position', default='absolute')
     parser.add_argument('--with-cp', action='store_true')
-    parser.add_argument('--cache-mib', type=float, default=1.0, help='bound of kept layouts')
+    parser.add_argument('--new-sizes', action='store_true', help='let no size come again')
+    parser.add_argument('--no-onednn', action='store_true', help='compute without oneDNN')
+    parser.add_argument('--torch-alone', action='store_true', help='train a network of torch')
     parser.add_argument('--layouts', action='store_true', help='fill the cache of layouts instead')
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -130,8 +161,11 @@ def main():
         print(f'layouts: {counted / 2**20:.1f} MiB counted, {measured / 2**20:.1f} MiB measured')
         return
     # The default bound is not reached in 2,000 steps; what is dropped matters as well.
-    layouts.CACHE_BYTES = int(args.cache_mib * 2**20)
-    readings = train(args.steps, position=args.position, with_cp=args.with_cp)
+    layouts.CACHE_BYTES = 2**18
+    options = dict(position=args.position, with_cp=args.with_cp)
+    model = TorchAlone(ARCH) if args.torch_alone else TinyClassifier(ARCH, **options)
+    with torch.backends.mkldnn.flags(enabled=not args.no_onednn):
+        readings = train(model, args.steps, args.steps if args.new_sizes else NUM_SIZES)
     for step, size in readings:
         print(f'{step:6d} {size / 2**20:9.2f} MiB')
     rate, error = slope(readings)

@@ -14,19 +14,35 @@ from tests.reliability.soak import ARCH
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize('options', [[], ['--position', 'relative', '--with-cp']], ids=' '.join)
-def test_memory_is_flat_over_2000_training_steps_at_random_sizes(options):
+def growth(*options, steps=2000):
+    """Return the growth of memory in bytes per step, and its standard error."""
     # One arena, or threads of the libraries decide how much memory is in pieces.
     result = run_python(
-        *('-m', 'tests.reliability.soak', '--steps', 2000, *options),
+        *('-m', 'tests.reliability.soak', '--steps', steps, *options),
         cwd=ROOT,
         MALLOC_ARENA_MAX='1',
     )
     assert not result.returncode, result.stderr
-    assert len(re.findall(r'^ +\d+ .*MiB$', result.stdout, re.MULTILINE)) == 100
-    rate, error = map(float, re.search(r'slope (\S+) .* (\S+)$', result.stdout).groups())
-    assert rate - 2 * error < 1000, result.stdout
-    assert error < 500, result.stdout
+    assert len(re.findall(r'^ +\d+ .*MiB$', result.stdout, re.MULTILINE)) == steps // 20
+    found = re.search(r'slope (\S+) bytes per step, standard error (\S+)$', result.stdout)
+    return [*map(float, found.groups())]
+
+
+@pytest.mark.parametrize(
+    'options',
+    [[], ['--position', 'relative', '--with-cp'], ['--no-onednn', '--new-sizes']],
+    ids=' '.join,
+)
+def test_memory_is_flat_over_2000_training_steps_at_random_sizes(options):
+    rate, error = growth(*options)
+    assert rate - 2 * error < 1000, (rate, error)
+    assert error < 500
+
+
+@pytest.mark.xfail(reason='oneDNN of torch 2.11 keeps something for each size')
+def test_memory_is_flat_where_torch_alone_trains_at_sizes_that_never_come_again():
+    rate, error = growth('--torch-alone', '--new-sizes', steps=800)
+    assert rate - 2 * error < 1000, (rate, error)
 
 
 def test_a_full_cache_of_layouts_takes_about_what_it_counts():
