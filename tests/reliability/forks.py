@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import traceback
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,21 @@ def run_cases(check, numbers, folder, seconds=60, gigabytes=2.0, jobs=1):
         if rest:
             todo.append(rest)
     return [_judge(results[number], gigabytes) for number in numbers]
+
+
+def assert_all_pass(check, numbers, folder, **limits):
+    """Run cases as :func:`run_cases` does, print how many came out how; return those counts."""
+    results = run_cases(check, numbers, folder, **limits)
+    counts = Counter(result.verdict for result in results)
+    for verdict, count in sorted(counts.items()):
+        print(f'{count:5} {verdict}')
+    print(f'most memory: {max(result.gigabytes for result in results):.2f} GB')
+    failures = [result for result in results if result.is_failure]
+    for result in failures:
+        print(f'{result.number}: {result.verdict} {result.detail}')
+    assert not failures, f'{len(failures)} of {len(results)} failed'
+    assert len(results) == len([*numbers])
+    return counts
 
 
 def _judge(result, gigabytes):

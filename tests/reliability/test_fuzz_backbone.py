@@ -2,7 +2,6 @@
 
 import copy
 import random
-from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ import torch
 from contnet_mm import ConTNet
 from tests.helpers import randomize
 from tests.reference import reference_maps
-from tests.reliability.forks import run_cases
+from tests.reliability.forks import assert_all_pass
 
 TOTAL = 2000
 # Root mean square of the difference to the reference in float64, relative to that of the map.
@@ -83,21 +82,10 @@ def check(number, watch):
     return str(dtype).removeprefix('torch.')
 
 
-def run(folder, numbers):
-    results = run_cases(check, numbers, folder)
-    failures = [result for result in results if result.is_failure]
-    for verdict, count in sorted(Counter(result.verdict for result in results).items()):
-        print(f'{count:5} {verdict}')
-    for result in failures:
-        print(f'{result.number}: {result.verdict} {result.detail}')
-    assert not failures, f'{len(failures)} of {len(results)} failed'
-    assert len(results) == len([*numbers])
-
-
 def test_some_random_inputs_give_the_maps_of_the_reference(tmp_path):
-    run(tmp_path, range(20))
+    assert_all_pass(check, range(20), tmp_path)
 
 
 @pytest.mark.slow
 def test_random_inputs_give_the_maps_of_the_reference(tmp_path):
-    run(tmp_path, range(TOTAL))
+    assert_all_pass(check, range(TOTAL), tmp_path)

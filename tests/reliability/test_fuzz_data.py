@@ -1,7 +1,6 @@
 """Damaged images and annotations: found and named where they are bad, and nothing crashes."""
 
 import shutil
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,7 @@ from contnet_mm.datasets.own.convert import write_parts
 from contnet_mm.datasets.own.data import choose_parts
 from contnet_mm.datasets.own.read import read_data
 from tests.reliability.data_mutants import KINDS, damage, write_bases
-from tests.reliability.forks import run_cases
+from tests.reliability.forks import assert_all_pass
 
 TOTAL = 500
 CLASSES = ('cat', 'dog', 'owl')
@@ -130,22 +129,10 @@ class Check:
             shutil.rmtree(out, ignore_errors=True)
 
 
-def run(folder, numbers):
-    results = run_cases(Check(folder), numbers, folder)
-    failures = [result for result in results if result.is_failure]
-    for verdict, count in sorted(Counter(result.verdict for result in results).items()):
-        print(f'{count:5} {verdict}')
-    print(f'most memory: {max(result.gigabytes for result in results):.2f} GB')
-    for result in failures:
-        print(f'{result.number}: {result.verdict} {result.detail}')
-    assert not failures, f'{len(failures)} of {len(results)} failed'
-    assert len(results) == len([*numbers])
-
-
 def test_some_damage_to_data_is_found_and_named(tmp_path):
-    run(tmp_path, range(30))
+    assert_all_pass(Check(tmp_path), range(30), tmp_path)
 
 
 @pytest.mark.slow
 def test_damage_to_data_is_found_and_named(tmp_path):
-    run(tmp_path, range(TOTAL))
+    assert_all_pass(Check(tmp_path), range(TOTAL), tmp_path)

@@ -1,7 +1,6 @@
 """Wrong configs through the swap: each gives a config or a stated refusal, and no file else."""
 
 import os
-from collections import Counter
 from contextlib import nullcontext
 from unittest.mock import patch
 
@@ -10,7 +9,7 @@ import pytest
 from contnet_mm.swap.trial.verify import verify
 from tests.helpers import quick_weights, run_tool
 from tests.reliability.config_mutants import Mutants
-from tests.reliability.forks import run_cases
+from tests.reliability.forks import assert_all_pass
 
 TOTAL, VERIFIED = 2000, 300
 PLANNED = patch('contnet_mm.swap.trial.verify.verify_swap', lambda original, config: 'not run')
@@ -50,16 +49,8 @@ class Check:
 
 def run(folder, numbers, verified):
     # Of memory no limit is claimed: a config may ask for a model of any size.
-    results = run_cases(Check(folder, verified), numbers, folder, seconds=300, gigabytes=99)
-    failures = [result for result in results if result.is_failure]
-    verdicts = Counter(result.verdict for result in results)
-    for verdict, count in sorted(verdicts.items()):
-        print(f'{count:5} {verdict}')
-    for result in failures:
-        print(f'{result.number}: {result.verdict} {result.detail}')
-    assert not failures, f'{len(failures)} of {len(results)} failed'
-    assert len(results) == len([*numbers])
-    tried = sum(count for verdict, count in verdicts.items() if 'trial' in verdict)
+    counts = assert_all_pass(Check(folder, verified), numbers, folder, seconds=300, gigabytes=99)
+    tried = sum(count for verdict, count in counts.items() if 'trial' in verdict)
     assert tried == len(verified)
 
 
