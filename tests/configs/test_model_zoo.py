@@ -94,6 +94,22 @@ def test_metrics_of_the_metafile_are_those_measured_on_the_page(folder):
         assert re.findall(r'\d+\.\d+(?: ± \d+\.\d+)?', measured) == expected
 
 
+def test_the_page_of_own_data_shows_what_the_metafile_of_bccd_holds():
+    names = [f'box AP{part}' for part in ('', '50', ' Platelets', ' RBC', ' WBC')]
+    lines = (ROOT / 'docs' / 'own_data.md').read_text().splitlines()
+    for model in read_yaml(ROOT / 'configs' / 'bccd' / 'metafile.yml')['Models']:
+        metrics = model['Results'][0].get('Metrics', {})
+        spread = model.get('Measured', {}).get('Spread', {})
+        expected = [
+            f'{metrics[name]:.1f}' + (f' ± {spread[name]:.1f}' if name in spread else '')
+            if metrics
+            else ''
+            for name in names
+        ]
+        (line,) = (line for line in lines if f'/{model["Name"]}.py)' in line)
+        assert [cell.strip() for cell in line.strip('|').split('|')][3:] == expected
+
+
 def test_the_index_imports_each_metafile():
     paths = read_yaml(ROOT / 'model-index.yml')['Import']
     assert paths == [f'configs/{folder.name}/metafile.yml' for folder in FOLDERS]
