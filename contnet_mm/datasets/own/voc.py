@@ -86,7 +86,7 @@ def parse_xml(content: bytes) -> Element:
     try:
         parser.Parse(content, True)
         return builder.close()
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # LookupError: an encoding unknown to Python
         raise ValueError(f'no XML: {error}') from error
 
 

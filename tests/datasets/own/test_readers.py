@@ -79,6 +79,11 @@ VOC_DAMAGE = {
         'fields',
         'object 1 (cat)',
     ),
+    'an encoding that nobody knows': (
+        '<?xml version="1.0" encoding="klingon"?><annotation/>',
+        'unreadable',
+        'klingon',
+    ),
     'no name': (voc_xml('1.jpg', [('', (1, 2, 30, 40))]), 'fields', 'object 1 (no name)'),
     'no box': (
         '<annotation><object><name>cat</name></object></annotation>',
