@@ -6,6 +6,8 @@ import pytest
 
 from tests.helpers import ROOT, run_python
 
+pytestmark = pytest.mark.slow
+
 
 def kill(kills, *args):
     """Run the script in a process of its own, which has no threads that a copy would miss."""
@@ -17,20 +19,12 @@ def kill(kills, *args):
     return counts
 
 
-def test_a_few_kills_lose_nothing():
-    counts = kill(4)
-    assert not counts['failures']
-    assert counts['kills'] == 4 and counts['in_writing'] >= 1
-
-
-@pytest.mark.slow
 def test_a_hundred_kills_lose_nothing():
     counts = kill(100)
     assert not counts['failures']
-    assert counts['kills'] == 100 and counts['in_writing'] >= 10
+    assert counts['kills'] == 100 and counts['in_writing'] >= 20
 
 
-@pytest.mark.slow
 def test_the_hook_of_mmengine_leaves_torn_files_under_their_names():
     counts = kill(8, '--hook', 'CheckpointHook')
     assert any('torn: ' in line for line in counts['failures'])

@@ -18,12 +18,10 @@ from tests.reliability.trainings import (
     train,
 )
 
-# The quickest; the others take minutes together.
+pytestmark = pytest.mark.slow  # tests/engine has a small model
+
 QUICK = 'classifier'
 CASES = [(family, workers) for family in FAMILIES for workers in (0, 2)]
-MARKED = [
-    pytest.param(*case, marks=[pytest.mark.slow] if case != (QUICK, 0) else []) for case in CASES
-]
 whole = {}
 
 
@@ -74,7 +72,7 @@ def test_the_families_are_four_with_two_ways_to_load():
     assert len(CASES) == 8
 
 
-@pytest.mark.parametrize(('family', 'workers'), MARKED)
+@pytest.mark.parametrize(('family', 'workers'), CASES)
 def test_an_interrupted_training_ends_as_one_in_one_go(family, workers, folder):
     expected = train_in_one_go(family, folder)
     work_dir = folder / family / f'cut_{workers}'
@@ -82,7 +80,6 @@ def test_an_interrupted_training_ends_as_one_in_one_go(family, workers, folder):
     assert not differences(result(work_dir), expected)
 
 
-@pytest.mark.slow
 def test_with_the_hook_of_mmengine_it_draws_other_random_numbers(folder):
     options = {'default_hooks.checkpoint.type': 'CheckpointHook'}
     in_one_go, cut = folder / QUICK / 'mmengine', folder / QUICK / 'mmengine_cut'
