@@ -24,15 +24,16 @@ ARCH = dict(
 )
 # Maps of 17, 9, 5 and 3 columns: the last column of each is a window of its own.
 SIZE = (34, 65)
-CASES = [('zero', 0.0), ('random', 1e-4), ('random', 1e4), ('constant', 1e4)]
+CASES = {True: [('zero', 0.0), ('random', 1e-4)], False: [('random', 1e4), ('constant', 1e4)]}
 
 
 @pytest.mark.parametrize('mode', MODE_PARAMS)
 @pytest.mark.parametrize('position', POSITIONS)
 @pytest.mark.parametrize('training', [False, True])
 def test_maps_and_gradients_are_finite_and_near_the_reference_in_float64(mode, position, training):
+    # All kinds of images in both modes: tests/reliability/test_numbers.py.
     net = build(ARCH, position=position).train(training)
-    assert all(check(net, mode, kind, scale, SIZE) for kind, scale in CASES)
+    assert all(check(net, mode, kind, scale, SIZE) for kind, scale in CASES[training])
 
 
 @pytest.mark.parametrize('mode', MODE_PARAMS[2:3])

@@ -55,7 +55,7 @@ def run(folder, numbers, verified):
 
 
 def test_some_wrong_configs_give_a_config_or_a_refusal(tmp_path):
-    run(tmp_path, range(20), verified=())
+    run(tmp_path, range(8), verified=())
 
 
 @pytest.mark.slow
