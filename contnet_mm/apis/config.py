@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from mmengine.config import Config
+# MMEngine is imported where it is called: `python -m contnet_mm doctor` runs without it.
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
 CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')  # what MMEngine reads
@@ -78,8 +81,7 @@ def read_config(name: str | Path, import_custom_modules: bool = True) -> Config:
         if '::' in str(name):
             config = _read_of_library(str(name), import_custom_modules)
         else:
-            path = find_config(str(name))
-            config = Config.fromfile(path, import_custom_modules=import_custom_modules)
+            config = _read_file(find_config(str(name)), import_custom_modules)
     except ModuleNotFoundError as error:
         raise ValueError(
             f'{name} needs a library that is not found: {error}. Beside the maintained fork that '
@@ -93,12 +95,18 @@ def read_config(name: str | Path, import_custom_modules: bool = True) -> Config:
     return config
 
 
+def _read_file(path: str | Path, import_custom_modules: bool) -> Config:
+    from mmengine.config import Config
+
+    return Config.fromfile(path, import_custom_modules=import_custom_modules)
+
+
 def _read_of_library(name: str, import_custom_modules: bool) -> Config:
     with TemporaryDirectory() as folder:
         path = Path(folder) / 'config.py'
         path.write_text(f'_base_ = {name!r}\n', encoding='utf-8')
         try:
-            return Config.fromfile(path, import_custom_modules=import_custom_modules)
+            return _read_file(path, import_custom_modules)
         except ModuleNotFoundError:
             raise
         except Exception as error:  # each way to miss it has an error of its own in MMEngine

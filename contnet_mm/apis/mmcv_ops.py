@@ -12,10 +12,12 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import FunctionType
-
-from mmengine.config import Config
+from typing import TYPE_CHECKING
 
 from contnet_mm.apis.config import read_config, resources
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 COMPILED, TORCHVISION = 'mmcv', 'torchvision'
 HOW_TO_COMPILE = (

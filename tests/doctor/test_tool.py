@@ -17,13 +17,14 @@ from tests.helpers import ROOT, run_python
 TOOL = ROOT / 'tools' / 'doctor.py'
 
 
-def test_tool_runs_in_a_bare_environment_and_says_what_is_missing(tmp_path):
+@pytest.mark.parametrize('tool', [[TOOL], ['-m', 'contnet_mm', 'doctor']], ids=['file', 'module'])
+def test_tool_runs_in_a_bare_environment_and_says_what_is_missing(tmp_path, tool):
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path], check=True)
     # Not ROOT itself: what a build left there would count as an installed contnet_mm.
     path = tmp_path / 'path'
     path.mkdir()
     (path / 'contnet_mm').symlink_to(ROOT / 'contnet_mm')
-    command = [tmp_path / 'bin' / 'python', TOOL]
+    command = [tmp_path / 'bin' / 'python', *tool]
     environ = {'PYTHONPATH': str(path), 'PATH': '/usr/bin:/bin'}
     result = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert result.returncode == 1 and not result.stderr
