@@ -3,10 +3,12 @@
 import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
+from unittest.mock import patch
 
 import pytest
 import safetensors.torch
 import torch
+from torch import _weights_only_unpickler
 
 from contnet_mm.apis.convert import LAYOUTS, convert_file, read_network
 from contnet_mm.apis.publish import publish_checkpoint
@@ -26,8 +28,9 @@ def strict_state(path, net):
     if path.suffix == '.safetensors':
         found = safetensors.torch.load_file(path)
     else:
-        allowed = [(value, name) for name, value in EXTRA_GLOBALS.items()]
-        with torch.serialization.safe_globals(allowed):
+        known = {**_weights_only_unpickler._get_allowed_globals(), **EXTRA_GLOBALS}
+        # safe_globals() does this from torch 2.5 on.
+        with patch.object(_weights_only_unpickler, '_get_allowed_globals', lambda: known):
             found = torch.load(path, map_location='cpu', weights_only=True)
     while any(isinstance(found.get(key), Mapping) for key in ('state_dict', 'model')):
         found = next(found[k] for k in ('state_dict', 'model') if isinstance(found.get(k), Mapping))
