@@ -1,7 +1,7 @@
 """Train for thousands of steps at random sizes and watch the memory of the process.
 
-``python -m tests.reliability.soak`` prints the resident memory, and what it grows by per step once
-all caches are full; ``--layouts`` prints what the cache of layouts takes when it is full.
+``python -m tests.reliability.soak`` prints the memory of the process, and what it grows by per step
+once all caches are full; ``--layouts`` prints what the cache of layouts takes when it is full.
 
 oneDNN computes torch's convolutions on a CPU and keeps a program for each size: 1,024 of them, and
 something more for each size that is new. So sizes come again here; ``--new-sizes`` shows what
@@ -12,7 +12,7 @@ happens otherwise, ``--torch-alone`` that a network without code of ours grows a
 import argparse
 import ctypes
 import gc
-import os
+import re
 import tempfile
 from contextlib import suppress
 from itertools import count
@@ -42,13 +42,17 @@ EVERY = 20  # steps between two readings
 NUM_SIZES = 40
 
 
-def resident():
-    """Return the resident memory of this process in bytes, without what could be given back."""
+def memory_used():
+    """Return the memory of this process in bytes, without what could be given back.
+
+    Pages of files, which the kernel drops and reads again as it likes, do not count; what it has
+    swapped out does.
+    """
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library keeps what is free as it likes
         ctypes.CDLL('libc.so.6').malloc_trim(0)
-    pages = int(Path('/proc/self/statm').read_text().split()[1])
-    return pages * os.sysconf('SC_PAGE_SIZE')
+    status = Path('/proc/self/status').read_text()
+    return 1024 * sum(map(int, re.findall(r'^(?:RssAnon|VmSwap):\s+(\d+) kB$', status, re.M)))
 
 
 class RandomSizes(Dataset):
@@ -73,14 +77,14 @@ class RandomSizes(Dataset):
 
 
 class ReadMemory(Hook):
-    """Read the resident memory every few iterations."""
+    """Read the memory of the process every few iterations."""
 
     def __init__(self):
         self.readings = []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if (runner.iter + 1) % EVERY == 0:
-            self.readings.append((runner.iter + 1, resident()))
+            self.readings.append((runner.iter + 1, memory_used()))
 
 
 class TorchAlone(TinyClassifier):
@@ -136,10 +140,10 @@ def slope(readings):
 
 def fill_layouts():
     """Return bytes of the cache of layouts when it is full: as counted, and of the process."""
-    before, cpu = resident(), torch.device('cpu')
+    before, cpu = memory_used(), torch.device('cpu')
     for height in count(60):
         if layouts._cache.bytes_on(cpu) > 0.97 * layouts.CACHE_BYTES:
-            return layouts._cache.bytes_on(cpu), resident() - before
+            return layouts._cache.bytes_on(cpu), memory_used() - before
         for width in range(60, 80):
             layouts.window_layout(height, width, (14, 7))
 

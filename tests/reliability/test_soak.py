@@ -24,6 +24,7 @@ def growth(*options, steps=2000):
     )
     assert not result.returncode, result.stderr
     assert len(re.findall(r'^ +\d+ .*MiB$', result.stdout, re.MULTILINE)) == steps // 20
+    print(result.stdout.splitlines()[-1])
     found = re.search(r'slope (\S+) bytes per step, standard error (\S+)$', result.stdout)
     return [*map(float, found.groups())]
 
