@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,12 +11,11 @@ from urllib.parse import urlsplit
 from mmengine.config import Config
 
 from contnet_mm.apis.config import datasets_of
-from contnet_mm.apis.mmcv_ops import refuse_missing_operations
 from contnet_mm.checkpoint.download import download
 from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.sources import fetch_command
 from contnet_mm.registry import MODELS
-from contnet_mm.reproduce.launch import Cluster, list_options, make_test_command
+from contnet_mm.reproduce.launch import Cluster, make_test_command
 from contnet_mm.reproduce.process import CommandError, run_command
 from contnet_mm.reproduce.rows import FILE_TOLERANCE, TOLERANCES, Zoo, convert_metrics, find_zoo
 from contnet_mm.reproduce.state import read_metrics, remove_metrics
@@ -30,7 +29,7 @@ HOSTS = {
 }
 
 
-class GateError(RuntimeError):
+class GateError(ValueError):
     """Something that has to be put right first; its message names the command that does it."""
 
 
@@ -69,42 +68,21 @@ def list_weights(config: Config) -> list[str]:
     return [file for file in files if file and '://' not in file]
 
 
-def check_operations(config: str) -> None:
-    """Check that mmcv has the operations that a config calls.
+def ask(log: Path, *words: str) -> None:
+    """Let one of our commands look for what is wrong.
+
+    Args:
+        log: Gets what it prints.
+        words: The command, such as ``doctor``, and its arguments.
 
     Raises:
-        GateError: If it lacks some.
+        GateError: If it finds something.
     """
-    try:
-        refuse_missing_operations(config)
-    except ValueError as error:
-        raise GateError(str(error)) from error
-
-
-def check_environment(library: str, log: Path) -> None:
-    """Ask the doctor, which calls an operation of mmcv on the device that will be used.
-
-    Raises:
-        GateError: If it finds something wrong.
-    """
-    _ask([*TOOL, 'doctor', '--need', library], log)
-
-
-def check_data(config: str, options: Mapping[str, object], log: Path) -> None:
-    """Check the data that a config reads.
-
-    Raises:
-        GateError: If something is wrong with it.
-    """
-    _ask([*TOOL, 'check_dataset', '--config', config, *list_options(options)], log)
-
-
-def _ask(command: list[str], log: Path) -> None:
     log.unlink(missing_ok=True)
     try:
-        run_command(command, log)
+        run_command([*TOOL, *words], log)
     except CommandError as error:
-        shown = ' '.join(['python', *command[1:]])
+        shown = ' '.join(['python', *TOOL[1:], *words])
         text = log.read_text(encoding='utf-8', errors='replace').strip()
         raise GateError(f'`{shown}` found something to put right:\n{text}') from error
 
@@ -145,12 +123,10 @@ def check_baseline(
         The metrics.
 
     Raises:
+        ValueError: If the library is missing, or names no weights.
         GateError: If the weights cannot be fetched or tested, or give other values than published.
     """
-    try:
-        zoo = find_zoo(name)
-    except ValueError as error:
-        raise GateError(str(error)) from error
+    zoo = find_zoo(name)
     weights = fetch_zoo(zoo, folder, report)
     stem = Path(name).stem
     config, work_dir, log = folder / f'{stem}.py', folder / stem, folder / f'{stem}.log'

@@ -15,17 +15,16 @@ from queue import SimpleQueue
 from mmengine.config import Config
 
 from contnet_mm.apis.config import datasets_of, read_config, resources
+from contnet_mm.apis.mmcv_ops import refuse_missing_operations
 from contnet_mm.apis.training_log import read_training_log
-from contnet_mm.reproduce.gates import (
-    TOOL,
-    GateError,
-    check_baseline,
-    check_data,
-    check_environment,
-    check_operations,
-    check_weights,
+from contnet_mm.reproduce.gates import TOOL, ask, check_baseline, check_weights
+from contnet_mm.reproduce.launch import (
+    Cluster,
+    Launch,
+    list_options,
+    make_test_command,
+    plan_launch,
 )
-from contnet_mm.reproduce.launch import Cluster, Launch, make_test_command, plan_launch
 from contnet_mm.reproduce.process import CommandError, run_command
 from contnet_mm.reproduce.rows import Row, convert_metrics, read_rows
 from contnet_mm.reproduce.state import (
@@ -165,7 +164,7 @@ def run_trials(
                 gates.check(trial)
             if 'baseline' in stages:
                 gates.check_baselines(trial)
-        except (GateError, OSError) as error:
+        except (OSError, ValueError) as error:
             errors[trial.folder.path.name] = str(error)
             report(f'{trial.title}: {error}')
     shares: SimpleQueue = SimpleQueue()
@@ -204,20 +203,22 @@ class Gates:
         self._outcomes: dict[object, Exception | None] = {}
 
     def check(self, trial: Trial) -> None:
-        """Ask the doctor, and check data and weights of a row.
+        """Ask the doctor, and check operations of mmcv, data and weights of a row.
 
         Raises:
-            GateError: For the first that fails.
+            ValueError: For the first that fails.
         """
         library, config = trial.launch.library, trial.config
         logs = self.work_dir / 'check'
-        self._once(('doctor', library), check_environment, library, logs / f'doctor_{library}.log')
-        check_operations(trial.launch.config)
+        log = logs / f'doctor_{library}.log'
+        self._once(('doctor', library), ask, log, 'doctor', '--need', library)
+        refuse_missing_operations(trial.launch.config)
         data = compute_fingerprint(
             {split: datasets_of(config, split) for split in ('train', 'val')}
         )
         log = logs / f'data_{data[:8]}.log'
-        self._once(('data', data), check_data, trial.launch.config, trial.options, log)
+        words = ['check_dataset', '--config', trial.launch.config, *list_options(trial.options)]
+        self._once(('data', data), ask, log, *words)
         weights = compute_fingerprint(config.model.get('backbone', {}))
         self._once(('weights', weights, config.get('load_from')), check_weights, config)
 
@@ -225,7 +226,7 @@ class Gates:
         """Test the library's own weights of all rows of the table that read the same data.
 
         Raises:
-            GateError: For the first that fails.
+            ValueError: For the first that fails.
         """
         data = _name_data(trial.config)
         root = self.root or resources()
@@ -250,7 +251,7 @@ class Gates:
             try:
                 check(*args)
                 self._outcomes[key] = None
-            except (GateError, OSError) as error:
+            except (OSError, ValueError) as error:
                 self._outcomes[key] = error
         error = self._outcomes[key]
         if error is not None:

@@ -11,8 +11,6 @@ from contnet_mm.reproduce import gates
 from contnet_mm.reproduce.gates import (
     GateError,
     check_baseline,
-    check_data,
-    check_operations,
     check_weights,
     fetch_zoo,
     list_addresses,
@@ -65,16 +63,7 @@ def test_weights_that_fit_pass_and_others_do_not(tmp_path):
 def test_data_that_the_check_refuses_is_an_error_with_the_command(tmp_path, root):
     config = root / 'configs/tiny/first.py'
     with pytest.raises(GateError, match=f'python -m contnet_mm check_dataset --config {config}'):
-        check_data(str(config), {}, tmp_path / 'log')
-
-
-def test_operations_that_mmcv_lacks_are_an_error(monkeypatch):
-    def refuse(name):
-        raise ValueError(f'{name} calls carafe_forward')
-
-    monkeypatch.setattr(gates, 'refuse_missing_operations', refuse)
-    with pytest.raises(GateError, match='x.py calls carafe_forward'):
-        check_operations('x.py')
+        gates.ask(tmp_path / 'log', 'check_dataset', '--config', str(config))
 
 
 def test_each_of_both_hosts_has_the_same_file():

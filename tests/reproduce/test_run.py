@@ -141,8 +141,8 @@ def test_a_check_that_breaks_down_lets_no_row_pass(root, trace, tmp_path, monkey
         calls.append(args)
         raise OSError('no such program')
 
-    monkeypatch.setattr(module, 'check_environment', check)
-    for name in ('check_operations', 'check_data', 'check_weights'):
+    monkeypatch.setattr(module, 'ask', check)
+    for name in ('refuse_missing_operations', 'check_weights'):
         monkeypatch.setattr(module, name, lambda *_: None)
     report = run(root, tmp_path / 'work', stages=('check', 'train'))
     assert [row['verdict'] for row in report['rows']] == ['failed', 'failed']
