@@ -48,15 +48,13 @@ MEASURED_TOLERANCE = 3.0
 
 @dataclass(frozen=True)
 class Zoo:
-    """A config of a library, and the weights that its authors publish for it.
+    """What the authors of a library publish for one of its configs.
 
     Attributes:
-        config: As a base names it, such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
-        weights: Their address.
+        weights: Address of the file.
         metrics: Their published values.
     """
 
-    config: str
     weights: str
     metrics: Mapping[str, float]
 
@@ -69,8 +67,7 @@ class Row:
         table: Folder of the config.
         name: Of the config, without a suffix.
         config: Its path relative to the folder above ``configs``.
-        metrics: What its evaluators measure, by the names in ``METRICS``.
-        published: Values of the paper's tables; empty for variants.
+        published: Values of the paper's tables by the names in ``METRICS``; empty for variants.
         measured: Values measured before, with their spread under ``Spread``.
         zoo: Name of the library's own config of the same model, if it is one.
     """
@@ -78,7 +75,6 @@ class Row:
     table: str
     name: str
     config: str
-    metrics: tuple[str, ...]
     published: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
     spread: Mapping[str, float] = field(default_factory=dict)
@@ -148,7 +144,6 @@ def _read_row(table: str, entry: Mapping) -> Row:
         table=table,
         name=entry['Name'],
         config=entry['Config'],
-        metrics=tuple(measured or published),
         published=published,
         measured=measured,
         spread={k: float(v) for k, v in entry.get('Measured', {}).get('Spread', {}).items()},
@@ -160,7 +155,7 @@ def find_zoo(config: str) -> Zoo:
     """Find a config of a library in the metafiles that it brings.
 
     Args:
-        config: As a base names it.
+        config: As a base names it, such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
 
     Raises:
         ValueError: If the library is missing, or names no weights for it.
@@ -175,7 +170,7 @@ def find_zoo(config: str) -> Zoo:
         models = content['Models'] if isinstance(content, dict) else content
         for entry in models:
             if entry.get('Config') == f'configs/{path}' and entry.get('Weights'):
-                return Zoo(config, entry['Weights'], _read_metrics(entry['Results']))
+                return Zoo(entry['Weights'], _read_metrics(entry['Results']))
     raise ValueError(f'{folder} names no weights of {config}')
 
 

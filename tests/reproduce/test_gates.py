@@ -88,7 +88,7 @@ def zoo(monkeypatch):
     with serve(as_file({'state_dict': {'a': torch.zeros(2)}})) as server:
         dead = 'http://127.0.0.1:9/some/file.pth'
         monkeypatch.setattr(gates, 'list_addresses', lambda url: [dead, server.url])
-        row = Zoo(NAME, dead, {'Top 1 Accuracy': 53.0})
+        row = Zoo(dead, {'Top 1 Accuracy': 53.0})
         monkeypatch.setattr(gates, 'find_zoo', lambda name: row)
         yield row
 
@@ -106,12 +106,12 @@ def test_weights_of_the_zoo_that_hold_code_are_refused_before_mmengine_opens_the
     with serve(as_file({'state_dict': {}, 'meta': RunsCode(marker)})) as server:
         monkeypatch.setattr(gates, 'list_addresses', lambda url: [server.url])
         with pytest.raises(GateError, match='refused.*mkdir.* --skip baseline'):
-            fetch_zoo(Zoo(NAME, server.url, {}), folder, lambda text: None)
+            fetch_zoo(Zoo(server.url, {}), folder, lambda text: None)
     assert not marker.exists() and not [*folder.iterdir()]
 
 
 def test_weights_of_the_zoo_that_no_host_has_are_an_error(tmp_path):
-    row = Zoo(NAME, 'http://127.0.0.1:9/x.pth', {})
+    row = Zoo('http://127.0.0.1:9/x.pth', {})
     with pytest.raises(GateError, match='x.pth, which cannot be fetched: .* --skip baseline'):
         fetch_zoo(row, tmp_path, lambda text: None)
 

@@ -39,9 +39,9 @@ def test_every_table_of_ours_can_be_read():
 
 
 def test_measured_values_count_where_none_is_published_with_their_spread():
-    row = Row('t', 'n', 'c', (), measured={'mIoU': 30.0, 'box AP s': 5.0}, spread={'mIoU': 2.0})
+    row = Row('t', 'n', 'c', measured={'mIoU': 30.0, 'box AP s': 5.0}, spread={'mIoU': 2.0})
     assert row.expected() == {'mIoU': (30.0, 6.0)}
-    row = Row('t', 'n', 'c', (), measured={'mIoU': 30.0, 'box AP': 9.0}, spread={'mIoU': 0.1})
+    row = Row('t', 'n', 'c', measured={'mIoU': 30.0, 'box AP': 9.0}, spread={'mIoU': 0.1})
     assert row.expected() == {'box AP': (9.0, 3.0), 'mIoU': (30.0, 0.5)}
 
 
