@@ -6,7 +6,6 @@ import json
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -308,8 +307,8 @@ def _train(trial: Trial, run: Callable[..., float], say: Callable[[str], object]
     starts = folder.read().get('starts', {}).get('number', 0) + 1
     folder.finish('starts', dict(number=starts))
     log = folder.path / 'train.log'
-    with free_port(trial.launch.cluster) as port:
-        command = trial.train_command(resume=checkpoint is not None, port=port)
+    port = free_port(trial.launch.cluster)
+    command = trial.train_command(resume=checkpoint is not None, port=port)
     say('training' + (f', on from {checkpoint.name}' if checkpoint else ''))
     seconds = run(command, log)
     checkpoint = folder.find_checkpoint()
@@ -330,8 +329,7 @@ def _train(trial: Trial, run: Callable[..., float], say: Callable[[str], object]
 def _test(trial: Trial, run: Callable[..., float], say: Callable[[str], object]) -> None:
     folder = trial.folder
     checkpoint = folder.train_dir / folder.read()['train']['checkpoint']
-    with free_port(trial.launch.cluster) as port:
-        command = trial.test_command(checkpoint, port)
+    command = trial.test_command(checkpoint, free_port(trial.launch.cluster))
     say('test')
     remove_metrics(folder.test_dir)
     seconds = run(command, folder.path / 'test.log')
@@ -365,13 +363,10 @@ def _draw(trial: Trial, run: Callable[..., float], say: Callable[[str], object])
             say(f'{name} could not be drawn: {error}')
 
 
-@contextmanager
-def free_port(cluster: Cluster):
-    """Find a port that nobody uses, for torch's launcher; None for the others."""
+def free_port(cluster: Cluster) -> int | None:
+    """Return a port that nobody uses, for torch's launcher; None for the others."""
     if cluster.launcher != 'pytorch':
-        yield None
-        return
+        return None
     with socket.socket() as holder:
         holder.bind(('localhost', 0))
-        port = holder.getsockname()[1]
-    yield port
+        return holder.getsockname()[1]
