@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +83,6 @@ class Launch:
         library: The one whose scripts train and test it.
         cluster: What trains.
         images_per_gpu: Images per process and iteration.
-        base_batch: Images per iteration that the learning rate of the config belongs to.
         lr: Learning rate after scaling.
         iterations: Number of iterations; None if the number of images is not known.
         options: Further settings for training alone, by key of the config.
@@ -95,7 +93,6 @@ class Launch:
     library: str
     cluster: Cluster
     images_per_gpu: int
-    base_batch: int
     lr: float
     iterations: int | None
     options: Mapping[str, object]
@@ -183,7 +180,7 @@ def plan_launch(name: str, config: Config, cluster: Cluster) -> Launch:
         scales = batch != base_batch
         lr *= batch / base_batch
     iterations = count_iterations(config, images * cluster.processes)
-    return Launch(name, library, cluster, images, base_batch, lr, iterations, options, scales)
+    return Launch(name, library, cluster, images, lr, iterations, options, scales)
 
 
 def count_iterations(config: Config, batch: int) -> int | None:
@@ -229,8 +226,3 @@ def list_options(options: Mapping[str, object]) -> list[str]:
     """Return settings as arguments of the libraries' scripts."""
     texts = [f'{key}={value}' for key, value in options.items()]
     return ['--cfg-options', *texts] if texts else []
-
-
-def show_command(command: list[str]) -> str:
-    """Return a command as a shell takes it."""
-    return shlex.join(command)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from contnet_mm.reproduce.gates import list_missing
-from contnet_mm.reproduce.launch import show_command
 from contnet_mm.reproduce.rows import find_zoo
 from contnet_mm.reproduce.run import Trial
 
@@ -43,7 +43,7 @@ def _describe(trial: Trial) -> list[str]:
     lines += [f'#   done: {" and ".join(done)}, in {trial.folder.path}'] if done else []
     checkpoint = trial.folder.train_dir / name_last_checkpoint(trial)
     commands = (trial.train_command(), trial.test_command(checkpoint))
-    return lines + [show_command(command) for command in commands]
+    return lines + [shlex.join(command) for command in commands]
 
 
 def name_last_checkpoint(trial: Trial) -> str:

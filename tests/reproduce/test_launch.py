@@ -31,7 +31,7 @@ def test_learning_rate_follows_the_batch(plan, name, gpus):
     launch, whole = plan(name, gpus), plan(name, 8)
     assert launch.batch == max(gpus, 1) * whole.images_per_gpu
     assert launch.lr / launch.batch == pytest.approx(whole.lr / whole.batch)
-    assert launch.scales == (launch.batch != launch.base_batch)
+    assert launch.scales == (launch.batch != whole.batch)
 
 
 @pytest.mark.parametrize(('gpus', 'images'), [(1, 8), (2, 4), (4, 2), (8, 1)])
