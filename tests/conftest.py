@@ -1,6 +1,7 @@
-"""Fixtures shared by the tests: a fixed seed and a thin backbone."""
+"""Fixtures shared by the tests, such as a fixed seed and a thin backbone."""
 
 import functools
+import logging
 import os
 import subprocess
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from importlib.util import find_spec
 import mmengine.config.utils
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 if torch.cuda.is_available():  # comparisons are about the network, not about TF32
@@ -64,6 +66,18 @@ def nothing_stays(monkeypatch, tmp_path):
 def thin_arch():
     """An arch that keeps the shape of the real ones and runs in milliseconds."""
     return dict(THIN_ARCH)
+
+
+@pytest.fixture
+def log(caplog):
+    """What is logged, as text."""
+    logger = MMLogger.get_current_instance()  # perhaps that of a Runner in another test
+    level = logger.level
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
+    yield lambda: caplog.text
+    logger.removeHandler(caplog.handler)
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Weights load whole or not at all, from every kind of file, without running code."""
 
-import logging
 import pickle
 import re
 import tarfile
@@ -8,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.logging import HistoryBuffer
 from mmengine.model import PretrainedInit
 from torch import nn
 
@@ -43,18 +42,6 @@ def thin(thin_arch):
         if tensor.is_floating_point():
             nn.init.normal_(tensor)
     return net.state_dict()
-
-
-@pytest.fixture
-def log(caplog):
-    """What is logged, as text."""
-    logger = MMLogger.get_current_instance()  # perhaps that of a Runner in another test
-    level = logger.level
-    logger.addHandler(caplog.handler)
-    logger.setLevel(logging.INFO)
-    yield lambda: caplog.text
-    logger.removeHandler(caplog.handler)
-    logger.setLevel(level)
 
 
 @pytest.mark.parametrize(

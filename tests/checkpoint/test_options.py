@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import pickle
 from collections import OrderedDict
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
-from mmengine.logging import MMLogger
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
@@ -48,16 +46,10 @@ def wrapped(model):
 
 
 @pytest.fixture
-def log(caplog):
+def log(log):
     """What is logged, line by line, about options."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.addHandler(caplog.handler)
-    logger.setLevel(logging.INFO)
     words = ('do not tell', 'another geometry')
-    yield lambda: [line for line in caplog.messages if any(word in line for word in words)]
-    logger.removeHandler(caplog.handler)
-    logger.setLevel(level)
+    return lambda: [line for line in log().splitlines() if any(word in line for word in words)]
 
 
 @pytest.mark.parametrize('name', OTHERS)

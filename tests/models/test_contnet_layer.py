@@ -1,11 +1,9 @@
 """ConTLayer: the end of a ConTNet as the shared head of a C4 detector."""
 
 import copy
-import logging
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from torch import nn
 
 from contnet_mm import ConTLayer, ConTNet
@@ -32,18 +30,6 @@ def whole_and_head(arch=DEEP_ARCH, **kwargs):
 def pretrained(file, arch=DEEP_ARCH, prefix=None, **kwargs):
     cfg = dict(type='Pretrained', checkpoint=str(file), prefix=prefix)
     return ConTLayer(arch, init_cfg=cfg, **kwargs)
-
-
-@pytest.fixture
-def log(caplog):
-    """What is logged, as text."""
-    logger = MMLogger.get_current_instance()  # perhaps that of a Runner in another test
-    level = logger.level
-    logger.addHandler(caplog.handler)
-    logger.setLevel(logging.INFO)
-    yield lambda: caplog.text
-    logger.removeHandler(caplog.handler)
-    logger.setLevel(level)
 
 
 @pytest.mark.parametrize('options', [{}, dict(position='relative', pre_norm=True)], ids=str)
