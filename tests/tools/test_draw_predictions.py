@@ -1,7 +1,6 @@
 """tools/draw_predictions.py draws truth beside predictions for each library."""
 
 import runpy
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from contnet_mm.datasets.demo import DemoOptions, make_demo_data
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_tool
 from tests.synthetic import build_model
 
 plt = pytest.importorskip('matplotlib.pyplot')
@@ -32,23 +31,14 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(folder, monkeypatch):
-    def run(*arguments):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
-        runpy.run_path(str(TOOL), run_name='__main__')
-
-    return run
-
-
 @pytest.mark.parametrize('name', NAMES)
-def test_truth_and_predictions_are_drawn(run, folder, name, capsys):
+def test_truth_and_predictions_are_drawn(folder, name):
     path = ROOT / 'configs' / 'demo' / f'{name}.py'
     model = build_model(Config.fromfile(path))
     torch.save(dict(state_dict=model.state_dict()), folder / f'{name}.pth')
-    run(path, folder / f'{name}.pth', '--out', 'seen.png', '--num', 2, '--score-thr', 0.1)
-    assert capsys.readouterr().out.endswith('seen.png\n')
+    words = (path, folder / f'{name}.pth', '--out', 'seen.png', '--num', 2, '--score-thr', 0.1)
+    result = run_tool('draw_predictions', *words, cwd=folder)
+    assert result.stdout.endswith('seen.png\n')
     picture = np.asarray(Image.open(folder / 'seen.png').convert('RGB'))
     # Two pairs in one row: four panels, none of them empty.
     for panel in np.array_split(picture, 4, axis=1):
@@ -129,8 +119,6 @@ def test_a_mask_of_a_polygon_is_drawn(tool):
         (['nowhere.py', str(TOOL), '--num', 0], '--num must be at least 1, got 0'),
     ],
 )
-def test_bad_input_is_named(run, arguments, message, capsys):
-    with pytest.raises(SystemExit) as error:
-        run(*arguments)
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err
+def test_bad_input_is_named(folder, arguments, message):
+    result = run_tool('draw_predictions', *arguments, cwd=folder)
+    assert result.returncode == 2 and message in result.stderr

@@ -1,6 +1,5 @@
 """From configs, weights and images of the three libraries to pictures, and what is refused."""
 
-import runpy
 import sys
 
 import numpy as np
@@ -13,7 +12,7 @@ from contnet_mm.apis.inference import read_image, write_picture
 from contnet_mm.visualization import show
 from contnet_mm.visualization.activation import ClassScores
 from contnet_mm.visualization.prepare import normalise, prepare_image, read_model_config
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_tool
 from tests.thin_models import TASKS, make_model
 
 SIZE = (90, 70)  # height and width
@@ -29,13 +28,6 @@ def image(tmp_path):
     path = tmp_path / 'image.png'
     write_picture(pixels + np.array(COLOUR, np.uint8), path)
     return path
-
-
-def run(monkeypatch, *words):
-    """Run the tool in this process."""
-    script = str(ROOT / 'tools' / 'visualize.py')
-    monkeypatch.setattr(sys, 'argv', [script, *map(str, words)])
-    runpy.run_path(script, run_name='__main__')
 
 
 def titles(figure):
@@ -69,9 +61,7 @@ def test_arguments_that_hide_layers_are_left_out(tmp_path):
     assert backbone.out_indices == (0, 1) and backbone.arch == 'tiny'
 
 
-def test_attention_is_drawn_for_each_stage_with_weights_of_the_backbone_alone(
-    image, tmp_path, monkeypatch, capsys
-):
+def test_attention_is_drawn_for_each_stage_with_weights_of_the_backbone_alone(image, tmp_path):
     config, checkpoint = make_model(tmp_path, 'mmdet')
     whole = torch.load(checkpoint, weights_only=True)['state_dict']
     backbone = {k.removeprefix('backbone.'): v for k, v in whole.items() if 'backbone.' in k}
@@ -80,8 +70,8 @@ def test_attention_is_drawn_for_each_stage_with_weights_of_the_backbone_alone(
     name, *stages = titles(figure)
     assert name == 'mmdet\nweights: mmdet.pth'
     assert [title.partition('\n')[0] for title in stages] == [f'stage {i}' for i in range(1, 5)]
-    run(monkeypatch, 'attention', config, checkpoint, image, '--point', '5', '9')
-    assert capsys.readouterr().out.splitlines()[-1] == 'attention.png'
+    result = run_tool('visualize', 'attention', config, checkpoint, image, '--point', '5', '9')
+    assert result.stdout.splitlines()[-1] == 'attention.png'
     assert read_image('attention.png').shape[1] > 500
 
 
@@ -102,7 +92,7 @@ def test_res_50_stands_beside_by_default(image, tmp_path, monkeypatch):
     monkeypatch.setattr('contnet_mm.visualization.show.draw_fields', lambda *a: drawn.append(a))
     monkeypatch.setattr('contnet_mm.visualization.draw.to_png', lambda figure: b'picture')
     options = ['--number', '1', '--side', '64', '--out', 'new/fields.png']
-    run(monkeypatch, 'erf', config, checkpoint, image, *options)
+    run_tool('visualize', 'erf', config, checkpoint, image, *options)
     [(networks, number)] = drawn
     assert [name for name, *_ in networks] == [
         'mmseg\nweights: mmseg.pth',
@@ -162,7 +152,7 @@ def test_class_activation_is_that_of_grad_cam(image, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('scope', TASKS)
-def test_class_activation_is_drawn_in_every_library(scope, image, tmp_path, monkeypatch):
+def test_class_activation_is_drawn_in_every_library(scope, image, tmp_path):
     pytest.importorskip('pytorch_grad_cam')
     config, checkpoint = make_model(tmp_path, scope, winner=7)
     if scope == 'mmseg':  # as it was made, all of the map speaks against the class
@@ -178,7 +168,8 @@ def test_class_activation_is_drawn_in_every_library(scope, image, tmp_path, monk
     share = ' of the pixels' if scope == 'mmseg' else ''
     what = f'{name}: 100%{share}\nby map {level} of the backbone'
     assert titles(figure) == [f'{scope}\nweights: {scope}.pth', what]
-    run(monkeypatch, 'cam', config, checkpoint, image, '--category', '7', '--out', 'seven.png')
+    words = ('cam', config, checkpoint, image, '--category', '7', '--out', 'seven.png')
+    assert run_tool('visualize', *words).returncode == 0
     assert read_image('seven.png').shape[1] > 400
 
 
@@ -196,15 +187,12 @@ def test_the_last_map_that_speaks_for_the_class_is_drawn(image, tmp_path, monkey
         show.show_activation(config, checkpoint, image, level=3)
 
 
-def test_without_grad_cam_the_command_that_installs_it_is_named(
-    image, tmp_path, monkeypatch, capsys
-):
+def test_without_grad_cam_the_command_that_installs_it_is_named(image, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pytorch_grad_cam', None)
     config, checkpoint = make_model(tmp_path, 'mmpretrain')
-    with pytest.raises(SystemExit, match='2'):
-        run(monkeypatch, 'cam', config, checkpoint, image)
-    assert 'maps need the library grad-cam' in (error := capsys.readouterr().err)
-    assert error.rstrip().endswith('pip install grad-cam')
+    result = run_tool('visualize', 'cam', config, checkpoint, image)
+    assert result.returncode == 2 and 'maps need the library grad-cam' in result.stderr
+    assert result.stderr.rstrip().endswith('pip install grad-cam')
     assert not (tmp_path / 'cam.png').exists()
 
 
@@ -224,13 +212,12 @@ def test_without_grad_cam_the_command_that_installs_it_is_named(
         (['erf', 'mmdet.py', 'folder'], 'folder holds no file that ends in one of'),
     ],
 )
-def test_what_is_wrong_is_named(words, message, image, tmp_path, monkeypatch, capsys):
+def test_what_is_wrong_is_named(words, message, image, tmp_path):
     make_model(tmp_path, 'mmdet')
     (tmp_path / 'empty.py').write_text("default_scope = 'mmdet'")
     blind = "_base_ = 'mmdet.py'\nmodel = dict(test_cfg=dict(score_thr=1.0))\n"
     (tmp_path / 'blind.py').write_text(blind)
     (tmp_path / 'folder').mkdir()
-    with pytest.raises(SystemExit, match='2'):
-        run(monkeypatch, *words)
-    assert message in capsys.readouterr().err
+    result = run_tool('visualize', *words)
+    assert result.returncode == 2 and message in result.stderr
     assert not [*tmp_path.glob('*.jpg'), *tmp_path.glob('[!i]*.png')]
