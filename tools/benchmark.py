@@ -9,17 +9,13 @@ import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not installed
-    sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from contnet_mm.benchmark import plan  # noqa: E402
-from contnet_mm.benchmark.machine import describe_machine  # noqa: E402
-from contnet_mm.benchmark.report import render_report  # noqa: E402
-from contnet_mm.benchmark.run import Benchmark  # noqa: E402
-from contnet_mm.utils.files import write_file  # noqa: E402
+from contnet_mm.benchmark import plan
+from contnet_mm.benchmark.machine import describe_machine
+from contnet_mm.benchmark.report import render_report
+from contnet_mm.benchmark.run import Benchmark
+from contnet_mm.utils.files import write_file
 
 OUT_DIR = argparse.ArgumentParser(add_help=False)  # apart, since the report must not show it
 OUT_DIR.add_argument(

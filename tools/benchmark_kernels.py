@@ -8,17 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not installed
-    sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from contnet_mm.benchmark import kernels  # noqa: E402
-from contnet_mm.benchmark.machine import describe_machine  # noqa: E402
-from contnet_mm.benchmark.plan import parse_size  # noqa: E402
-from contnet_mm.models.kernels import MAX_CHANNELS  # noqa: E402
-from contnet_mm.utils.files import write_file  # noqa: E402
+from contnet_mm.benchmark import kernels
+from contnet_mm.benchmark.machine import describe_machine
+from contnet_mm.benchmark.plan import parse_size
+from contnet_mm.models.kernels import MAX_CHANNELS
+from contnet_mm.utils.files import write_file
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if (ROOT / 'contnet_mm').is_dir():  # a checkout runs where the package is not installed
-    sys.path.insert(0, str(ROOT))
-
-from contnet_mm.benchmark import count  # noqa: E402
-from contnet_mm.benchmark.plan import parse_size  # noqa: E402
+from contnet_mm.benchmark import count
+from contnet_mm.benchmark.plan import parse_size
 
 
 def make_parser() -> argparse.ArgumentParser:

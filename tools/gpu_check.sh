@@ -11,6 +11,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 wheels=${1:-}
 export out=${OUT:-work_dirs/gpu_check} python=${PYTHON:-python3}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}  # nothing has to be installed
 mkdir -p "$out"
 
 if [ -n "$wheels" ]; then
@@ -30,7 +31,7 @@ PYTHON
         "$python" -m pip install -q --no-index --no-deps "${files[@]}" || exit 2
     fi
 fi
-PYTHONPATH=. "$python" - <<'PYTHON' || exit 2
+"$python" - <<'PYTHON' || exit 2
 import sys
 try:
     import torch
