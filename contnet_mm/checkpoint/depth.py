@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Iterator
 
@@ -17,24 +18,21 @@ def check_depth(content: object) -> None:
     Raises:
         UnpicklingError: If there are such.
     """
-    heights: dict[int, int] = {}  # by identity, of what has been gone through
-    opened: list[tuple[object, Iterator]] = [(content, _children(content))]
-    inside = {id(content)}
-    while opened:
-        item, children = opened[-1]
-        child = next((c for c in children if id(c) not in heights), None)
-        if child is not None:
-            if id(child) in inside or len(opened) > MAX_DEPTH:
-                kind = type(child).__name__
-                raise pickle.UnpicklingError(f'asks for a {kind} in itself, or too deep in others')
-            inside.add(id(child))
-            opened.append((child, _children(child)))
-            continue
-        opened.pop()
-        inside.discard(id(item))
-        heights[id(item)] = 1 + max((heights.get(id(c), 0) for c in _children(item)), default=0)
-        if heights[id(item)] > MAX_DEPTH:
-            raise pickle.UnpicklingError(f'asks for containers more than {MAX_DEPTH} deep')
+    heights: dict[int, float] = {}  # by identity: what several share is gone through once
+
+    def measure(item: object, depth: int) -> float:
+        if depth > MAX_DEPTH:
+            return math.inf
+        if id(item) not in heights:
+            heights[id(item)] = math.inf  # while inside of it: what is in itself has no end
+            inner = (measure(child, depth + 1) for child in _children(item))
+            heights[id(item)] = 1 + max(inner, default=0)
+        return heights[id(item)]
+
+    if measure(content, 1) > MAX_DEPTH:
+        raise pickle.UnpicklingError(
+            f'asks for containers in themselves, or more than {MAX_DEPTH} deep'
+        )
 
 
 def _children(item: object) -> Iterator[object]:

@@ -119,11 +119,11 @@ FORGED = {
     'key that takes for ever': (lambda: archive(PAIRS), 'asks for a key of tuple'),
     'state dict in itself': (
         lambda: archive(Raw(b'}q\x07' + encode('state_dict') + b'h\x07s'), 'state_dict'),
-        'in itself',
+        'asks for containers in themselves',
     ),
     'deep state dict': (
         lambda: archive(Raw((b'}' + encode('model')) * 900 + b'}' + b's' * 900), 'model'),
-        'too deep',
+        'or more than 100 deep',
     ),
     'attribute in place of a method': (
         lambda: archive(Build(tricks.ORDERED, {'get': 5, 'items': 5}), 'state_dict'),
