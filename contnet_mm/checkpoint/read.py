@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import tarfile
-import zipfile
 from collections import OrderedDict
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from mmengine.utils import digit_version
 
 from contnet_mm.checkpoint.archive import MAGIC, check_archive
 from contnet_mm.checkpoint.depth import check_depth
-from contnet_mm.checkpoint.inspection import inspect_legacy, inspect_zip
+from contnet_mm.checkpoint.inspection import STATISTICS, inspect_legacy, inspect_zip
 from contnet_mm.checkpoint.write import MODULES, import_safetensors
 from contnet_mm.utils.errors import first_line
 
@@ -46,7 +45,7 @@ def _numpy_globals() -> dict[str, object]:
 
 def _statistic(owner: object, name: str) -> object:
     """Replace ``getattr``, by which a pickled log history names its own statistics."""
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+    if owner is HistoryBuffer and name in STATISTICS:
         return getattr(owner, name)
     raise pickle.UnpicklingError(f'asks for getattr of {owner!r}, {name!r}')
 
@@ -136,13 +135,11 @@ def _refuse_other_formats(file: Path, path: str | Path) -> None:
     with suppress(tarfile.HeaderError):
         tarfile.TarInfo.frombuf(head, tarfile.ENCODING, 'surrogateescape')
         raise ValueError(f'{path} is refused: it is a tar archive; save it with a newer torch')
-    # Python's reader of zip archives and torch's own may find different names: ask both.
+    # By this name, found by this reader, torch knows a program.
     names: list[str] = []
-    with suppress(Exception):  # no archive for Python: damage can make it fail in any way
-        names += zipfile.ZipFile(file).namelist()
     with suppress(Exception):  # no archive for torch
-        names += torch._C.PyTorchFileReader(str(file)).get_all_records()
-    if any(name.endswith('constants.pkl') for name in names):
+        names = torch._C.PyTorchFileReader(str(file)).get_all_records()
+    if 'constants.pkl' in names:
         raise ValueError(f'{path} is refused: it is a TorchScript program; save weights')
 
 
