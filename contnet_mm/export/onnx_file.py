@@ -27,7 +27,7 @@ INPUTS = {
 }
 
 
-def write_onnx(network: ExportedNetwork, path: Path, about: dict[str, object]) -> list[str]:
+def write_onnx(network: ExportedNetwork, path: Path, about: dict[str, object]) -> None:
     """Write an ONNX file and its description, each wholly or not at all.
 
     Args:
@@ -35,22 +35,18 @@ def write_onnx(network: ExportedNetwork, path: Path, about: dict[str, object]) -
         path: The file; the description has the same name with .json.
         about: What else the description says.
 
-    Returns:
-        Names of the maps, which are in the file without being outputs.
-
     Raises:
         ModuleNotFoundError: If onnx is not installed.
         ValueError: If the model does not run at this size, or torch cannot export it.
     """
-    model, maps = make_onnx(network)
+    model = make_onnx(network)
     write_file(path, model.SerializeToString())
     description = describe(network, model, about)
     write_file(path.with_suffix('.json'), json.dumps(description, indent=2, default=str) + '\n')
-    return maps
 
 
-def make_onnx(network: ExportedNetwork) -> tuple[object, list[str]]:
-    """Export a network; return the model and the names of its maps."""
+def make_onnx(network: ExportedNetwork) -> object:
+    """Return the model of a network; its maps have names in it without being outputs."""
     import onnx
 
     args = example_inputs(network)
@@ -75,7 +71,7 @@ def make_onnx(network: ExportedNetwork) -> tuple[object, list[str]]:
         del node.metadata_props[:]
         node.doc_string = ''
     onnx.checker.check_model(model)
-    return model, [*names]
+    return model
 
 
 def example_inputs(network: ExportedNetwork) -> tuple[Tensor, ...]:

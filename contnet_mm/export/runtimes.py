@@ -33,7 +33,6 @@ class Session:
         threads: int | None = None,
     ) -> None:
         make = {'onnxruntime': _start_onnxruntime, 'openvino': _start_openvino}[runtime]
-        self.runtime = runtime
         self.version, self.inputs, self.outputs, self._run = make(_read(path, maps), threads or 0)
         self.size: Size = tuple(self.inputs[IMAGE][2:])
 
