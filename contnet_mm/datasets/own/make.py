@@ -20,12 +20,11 @@ from contnet_mm.utils.files import write_file
 
 from .convert import write_parts
 from .data import OwnData, Part, choose_parts
+from .masks import IGNORED
 from .plan import Options, check_task, plan_config
 from .read import read_data
 from .repair import repair_parts
 from .trial import try_config
-
-IGNORED = 255
 
 
 @dataclass(frozen=True)

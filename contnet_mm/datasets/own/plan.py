@@ -65,13 +65,11 @@ def plan_config(
         options: What a person chose.
 
     Raises:
-        SwapError: If the config is for another task, or its data sets are wrapped in what mixes
-            several.
+        SwapError: If its data sets are wrapped in what mixes several.
         ValueError: If the weights cannot be read.
     """
     swap = Swap(copy.deepcopy(base))
     with sandbox(library_of(base)):
-        check_task(base, data)
         set_classes(swap, data.classes)
     palette = data.palette or make_palette(len(data.classes))
     metainfo = dict(classes=data.classes, palette=list(palette))

@@ -21,7 +21,7 @@ from contnet_mm.datasets.own.make import BadDataError, Request, make_config
 from contnet_mm.datasets.own.plan import Options
 from contnet_mm.swap.edit import SwapError
 from tests.datasets.own.forms import CLASSES, SIZE, save, write
-from tests.helpers import ROOT, run_python, run_tool
+from tests.helpers import run_python, run_tool
 
 BASES = dict(
     voc='retinanet_contnet-ti_fpn_1x_coco',
@@ -30,7 +30,6 @@ BASES = dict(
     masks='pspnet_contnet-ti-d8_demo-cityscapes',
     folders='contnet-ti_8xb64-strong_in1k',
 )
-SCRIPT = ROOT / 'tools' / 'own_data.py'
 
 
 @pytest.fixture(autouse=True)
