@@ -92,7 +92,8 @@ class Probe:
     def report(self) -> list[str]:
         """Return the table of distances and the verdict."""
         if self.reason:
-            return [f'cannot tell {", ".join(self._asked())}: {self.reason}']
+            asked = (option for option in UNTOLD if option not in self.known)
+            return [f'cannot tell {", ".join(asked)}: {self.reason}']
         lines = ['distance between what arrives at each batch norm and what it remembers']
         lines.append(
             '  '.join([*UNTOLD, 'mean', *(name.removeprefix('stages.') for name in self.norms)])
@@ -110,9 +111,6 @@ class Probe:
         if not self.fits():
             lines.append('no combination fits: these are other images than those of the training')
         return lines
-
-    def _asked(self) -> list[str]:
-        return [option for option in UNTOLD if option not in self.known]
 
     def _describe(self, option: str) -> str:
         position, error = self.positions[option]
