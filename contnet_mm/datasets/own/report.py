@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from contnet_mm.datasets.check.issues import describe
-from contnet_mm.swap.edit import dotted, find_value
 from contnet_mm.swap.task import library_of
-from contnet_mm.swap.text.command import shorten
-from contnet_mm.swap.text.difference import MISSING, to_plain
-from contnet_mm.utils.markdown import make_table
+from contnet_mm.swap.text.command import list_changes
 
 from .make import Made, Request
 
@@ -26,7 +23,7 @@ def summarise(made: Made, request: Request) -> str:
         f'{request.root}: {made.data.layout}; images: {parts}',
         f'{len(made.data.classes)} classes: {names}',
         '',
-        list_changes(made),
+        list_changes(made.base, made.swap),
         *(describe(note) for note in made.notes),
         f'verified: {made.what_ran}',
     ]
@@ -35,19 +32,3 @@ def summarise(made: Made, request: Request) -> str:
     library = library_of(made.base)
     lines += [f'written: {request.out}', f'next: mim train {library} {request.out}']
     return '\n'.join(lines) + '\n'
-
-
-def list_changes(made: Made) -> str:
-    """Return a Markdown table of what changed; what is the same in several places in one row."""
-    configs = to_plain(made.base), to_plain(made.swap.config)
-    rows: dict[tuple, list[str]] = {}
-    for path, why in made.swap.changes.items():
-        values = (shorten(find_value(config, path, MISSING)) for config in configs)
-        rows.setdefault((*values, why), []).append(dotted(path))
-    return make_table(
-        ('key', 'was', 'is', 'why'),
-        (
-            (keys[0] + (f' and {len(keys) - 1} more' if len(keys) > 1 else ''), *row)
-            for row, keys in rows.items()
-        ),
-    )

@@ -45,13 +45,22 @@ def default_out(config_name: str, arch: str) -> Path:
 
 
 def list_changes(original: Config, swap: Swap) -> str:
-    """Return a Markdown table of what a swap changed: key, value before and after, reason."""
+    """Return a Markdown table of what a swap changed: key, value before and after, reason.
+
+    What is the same in several places stands in one row.
+    """
     configs = to_plain(original), to_plain(swap.config)
-    rows = [
-        (dotted(path), *(shorten(find_value(config, path, MISSING)) for config in configs), why)
-        for path, why in swap.changes.items()
-    ]
-    return make_table(('key', 'was', 'is', 'why'), rows)
+    rows: dict[tuple, list[str]] = {}
+    for path, why in swap.changes.items():
+        values = (shorten(find_value(config, path, MISSING)) for config in configs)
+        rows.setdefault((*values, why), []).append(dotted(path))
+    return make_table(
+        ('key', 'was', 'is', 'why'),
+        (
+            (keys[0] + (f' and {len(keys) - 1} more' if len(keys) > 1 else ''), *row)
+            for row, keys in rows.items()
+        ),
+    )
 
 
 def shorten(value: object) -> str:

@@ -14,7 +14,11 @@ def test_the_table_shows_before_after_and_why():
     original = Config(dict(model=dict(backbone=dict(type='ResNet', depth=50, name='x' * 40))))
     swap = Swap(
         Config(dict(model=dict(backbone=dict(type='ConTNet')), kinds=[int])),
-        {('model', 'backbone'): 'ConTNet.', ('kinds', 0): 'No text.', ('lost', 1): 'Gone.'},
+        {
+            ('model', 'backbone'): 'ConTNet.',
+            ('kinds', 0): 'No text.',
+            **{('lost', i): 'Gone.' for i in (1, 2)},
+        },
     )
     assert list_changes(original, swap).splitlines() == [
         '| key | was | is | why |',
@@ -22,7 +26,7 @@ def test_the_table_shows_before_after_and_why():
         "| model.backbone | dict(type='ResNet', depth=50, name='x... | dict(type='ConTNet') "
         '| ConTNet. |',
         "| kinds.0 | - | <class 'int'> | No text. |",
-        '| lost.1 | - | - | Gone. |',
+        '| lost.1 and 1 more | - | - | Gone. |',
     ]
 
 
