@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
 from mmengine.logging import MMLogger
 
 from contnet_mm.export.run import export_and_report
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Read HxW, such as 800x1344."""
-    match = re.fullmatch(r'([1-9][0-9]*)x([1-9][0-9]*)', text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f'{text!r} must be HxW in pixels, such as 800x1344')
-    return int(match[1]), int(match[2])
+from contnet_mm.utils.checks import parse_size
 
 
 def make_parser() -> argparse.ArgumentParser:

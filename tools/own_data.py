@@ -15,6 +15,7 @@ from contnet_mm.datasets.check.issues import describe
 from contnet_mm.datasets.own.make import BadDataError, Request, default_out, make_config
 from contnet_mm.datasets.own.plan import Options
 from contnet_mm.datasets.own.report import summarise
+from contnet_mm.utils.checks import parse_size
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -91,23 +92,6 @@ def make_parser() -> argparse.ArgumentParser:
         'beside it',
     )
     return parser
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Return height and width of a text such as 480x640.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is none.
-    """
-    try:
-        height, width = (int(side) for side in text.lower().split('x'))
-    except ValueError:
-        height = width = 0
-    if min(height, width) < 32:
-        raise argparse.ArgumentTypeError(
-            f'{text} is no height and width of 32 pixels or more, such as 480x640'
-        )
-    return height, width
 
 
 def positive(text: str) -> int:

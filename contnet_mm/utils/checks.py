@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 
@@ -74,3 +76,18 @@ def check_rate(name: str, value: object) -> float:
     if not 0 <= value < 1:
         raise ValueError(f'{name} must be at least 0 and below 1, got {value}')
     return float(value)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return height and width of an argument such as 480x640.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none, or a side is below 32 pixels.
+    """
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if min(size) < 32:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} must be HxW, 32 pixels or more, such as 480x640'
+        )
+    return size

@@ -367,7 +367,7 @@ def test_the_script_prints_what_it_did_or_what_to_fix(folder, no_trial):
     [
         (['nowhere', '--base', BASES['voc']], 'nowhere is no folder'),
         (['nowhere'], '--base'),
-        (['.', '--base', BASES['voc'], '--size', '7x9'], '7x9 is no height and width'),
+        (['.', '--base', BASES['voc'], '--size', '7x9'], "'7x9' must be HxW"),
         (['.', '--base', BASES['voc'], '--epochs', '0'], 'whole number above 0'),
         (['.', '--base', BASES['voc'], '-o', 'a.txt'], 'must end in .py'),
     ],
