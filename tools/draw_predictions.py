@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
 from pathlib import Path
 
 import matplotlib
@@ -19,12 +18,11 @@ from mmengine.dataset import pseudo_collate
 
 from contnet_mm.apis.config import datasets_of, read_config
 from contnet_mm.apis.inference import load_inferencer, read_image
-from contnet_mm.utils.files import write_file
+from contnet_mm.utils.files import write_figure
 
 PAIRS_PER_ROW = 2
 # Inches of the picture for each panel, so that text fits on small images.
 PANEL_WIDTH = 4.5
-DPI = 100
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -182,9 +180,7 @@ def main() -> None:
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([dataset[index]]))[0]
         draw_pair(*pair, info, sample, dataset.metainfo, args.score_thr)
-    picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=DPI)
-    write_file(args.out, picture.getvalue())
+    write_figure(args.out, figure)
     print(args.out)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from contnet_mm.apis.training_log import Curves, read_training_log
-from contnet_mm.utils.files import write_file
+from contnet_mm.utils.files import write_figure
 
 METRICS = [f'coco/{kind}_{name}' for kind in ('bbox', 'segm') for name in ('mAP', 'mAP_50')]
 METRICS += ['cityscapes/mAP', 'cityscapes/AP@50', 'mIoU', 'accuracy/top1']
@@ -60,9 +59,7 @@ def main() -> None:
     else:
         axes[1].text(0.5, 0.5, 'nothing validated yet', ha='center', transform=axes[1].transAxes)
     axes[1].set(title='validation', xlabel='epoch' if log.by_epoch else 'iteration')
-    picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=100)
-    write_file(out, picture.getvalue())
+    write_figure(out, figure)
     print(out)
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from mmengine.logging import MMLogger
 
-from contnet_mm.utils.files import write_file
+from contnet_mm.utils.files import write_figure
 from contnet_mm.visualization import show
-from contnet_mm.visualization.draw import to_png
 
 RES_50 = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 
@@ -73,7 +72,7 @@ def main() -> None:
             figure = show.show_attention(*network, args.image, args.point)
         else:
             figure = show.show_activation(*network, args.image, args.category, args.level)
-        write_file(args.out, to_png(figure))
+        write_figure(args.out, figure)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         parser.error(str(error))
     print(args.out)

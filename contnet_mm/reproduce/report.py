@@ -12,6 +12,7 @@ from contnet_mm.apis.mmcv_ops import find_ops
 from contnet_mm.benchmark.machine import describe_machine
 from contnet_mm.reproduce.rows import METRICS, find_zoo
 from contnet_mm.reproduce.run import Trial
+from contnet_mm.utils.files import write_figure
 from contnet_mm.utils.markdown import make_table
 
 NOT_RUN, FAILED, BELOW = 'not run', 'failed', 'below'
@@ -214,8 +215,5 @@ def draw_report(report: Mapping, path: Path) -> None:
         loc='outside lower center',
         ncols=2,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.unfinished.png')
-    figure.savefig(unfinished, dpi=120)
+    write_figure(path, figure)
     plt.close(figure)
-    unfinished.replace(path)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 UNFINISHED = '.unfinished'
 
@@ -35,6 +40,13 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     finally:
         with suppress(OSError):  # such as that of a read-only disk, where there is nothing
             unfinished.unlink()
+
+
+def write_figure(path: str | Path, figure: Figure) -> None:
+    """Write a figure as a PNG file, as :func:`write_file` does."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=100)
+    write_file(path, picture.getvalue())
 
 
 def remove_unfinished(folder: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,13 +18,6 @@ SHARES = {0.5: 'solid', 0.95: 'dashed'}  # of a field, and the lines around them
 FAINTEST = 1e-4  # of the largest value of a field, the darkest colour
 HEAT = 'inferno'
 Box = tuple[int, int, int, int]  # edges in pixels: top, left, bottom, right
-
-
-def to_png(figure: Figure) -> bytes:
-    """Return a figure as a PNG file."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=100)
-    return picture.getvalue()
 
 
 def draw_fields(networks: Sequence[tuple[str, Tensor, Sequence[int]]], number: int) -> Figure:

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import contnet_mm
 from contnet_mm.apis.config import read_config
@@ -89,8 +90,7 @@ def test_random_weights_are_called_random_and_given_ones_by_their_file(image, tm
 def test_res_50_stands_beside_by_default(image, tmp_path, monkeypatch):
     config, checkpoint = make_model(tmp_path, 'mmseg')
     drawn = []
-    monkeypatch.setattr('contnet_mm.visualization.show.draw_fields', lambda *a: drawn.append(a))
-    monkeypatch.setattr('contnet_mm.visualization.draw.to_png', lambda figure: b'picture')
+    monkeypatch.setattr(show, 'draw_fields', lambda *a: drawn.append(a) or Figure())
     options = ['--number', '1', '--side', '64', '--out', 'new/fields.png']
     run_tool('visualize', 'erf', config, checkpoint, image, *options)
     [(networks, number)] = drawn
@@ -99,7 +99,7 @@ def test_res_50_stands_beside_by_default(image, tmp_path, monkeypatch):
         'resnet50_8xb32_in1k\nrandom weights',
     ]
     assert [strides for *_, strides in networks] == [[4, 8, 8, 8], [4, 8, 16, 32]]
-    assert number == 1 and (tmp_path / 'new' / 'fields.png').read_bytes() == b'picture'
+    assert number == 1 and (tmp_path / 'new' / 'fields.png').is_file()
 
 
 @pytest.mark.parametrize('scope', TASKS)
