@@ -8,46 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from contnet_mm.apis.config import read_config
+from contnet_mm.apis.config import read_config, resources
 from contnet_mm.models.window_attention import force_way
 from contnet_mm.models.window_layout import Way
 from contnet_mm.utils import markdown
 
 # Height and width in pixels at which the models of each library are usually compared.
 DEFAULT_SIZES = {'mmdet': (800, 1280), 'mmpretrain': (224, 224), 'mmseg': (512, 1024)}
-
-# Parameters in M and "FLOPs" in G in the tables of the official README, by the first one or two
-# fields of a config's name. FLOPs of ConTNet are multiply-adds of convolutions and linear layers;
-# those of DeiT include attention. For detectors the size of the images is not published.
-PUBLISHED = {
-    'contnet-ti': (5.8, 0.8),
-    'contnet-s': (10.1, 1.5),
-    'contnet-m': (19.2, 3.1),
-    'contnet-b': (39.6, 6.4),
-    'resnet18': (11.7, 1.8),
-    'resnet50': (25.6, 4.0),
-    'resnet101': (44.5, 7.6),
-    'deit-tiny': (5.7, 1.3),
-    'deit-small': (22.1, 4.6),
-    'deit-base': (86.6, 17.6),
-    'retinanet_r50': (32.0, 235.6),
-    'retinanet_contnet-m': (27.0, 217.2),
-    'fcos_r50-caffe': (32.2, 242.9),
-    'fcos_contnet-m': (27.2, 228.4),
-    'faster-rcnn_r50': (41.5, 241.0),
-    'faster-rcnn_contnet-m': (36.6, 225.6),
-}
-PUBLISHED_DATA = ('coco', 'in1k')  # the last field of such a config's name
 
 NUM_PROPOSALS = 1000  # as most configs in a test, but fixed: random weights shall decide nothing
 DENSE = ('convolution', '_convolution', 'addmm', 'mm')  # operators with weights
@@ -157,10 +135,29 @@ def find_published(name: str | Path) -> tuple[float, float] | None:
     >>> find_published('configs/fcos/fcos_contnet-m_fpn_gn-head_1x_coco.py')
     (27.2, 228.4)
     """
-    fields = Path(name).stem.split('_')
-    if fields[-1] not in PUBLISHED_DATA:
-        return None
-    return PUBLISHED.get('_'.join(fields[:2]), PUBLISHED.get(fields[0]))
+    return _read_published().get(_key(Path(name).stem))
+
+
+@cache
+def _read_published() -> dict[tuple[str, ...], tuple[float, float]]:
+    """Return what metafiles say of the tables of the official README.
+
+    FLOPs of ConTNet are multiply-adds of convolutions and linear layers there; those of DeiT
+    include attention. For detectors the size of the images is not published.
+    """
+    found = {}
+    for path in (resources() / 'configs').glob('*/metafile.yml'):
+        for model in yaml.safe_load(path.read_text(encoding='utf-8'))['Models']:
+            values = model.get('Published', {})
+            if 'FLOPs (G)' in values:
+                found[_key(model['Name'])] = values['Parameters (M)'], values['FLOPs (G)']
+    return found
+
+
+def _key(name: str) -> tuple[str, ...]:
+    """Return what names a published model: network, or detector and backbone, and data."""
+    fields = name.split('_')
+    return (*fields[: 1 if fields[-1] == 'in1k' else 2], fields[-1])
 
 
 def make_table(names: Iterable[str | Path], size: tuple[int, int] | None = None) -> str:
