@@ -12,8 +12,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 from torch import nn
+from torch.utils._pytree import tree_flatten
 
 from contnet_mm import ConTNet
+from contnet_mm.swap.edit import walk
 from tests.helpers import ROOT, run_python
 from tests.synthetic import build_model, make_batch, register
 
@@ -58,15 +60,8 @@ def is_small(path):
 
 
 def values(node, key):
-    """Yield what any dict inside a config holds under a key."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            if name == key:
-                yield value
-            yield from values(value, key)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from values(value, key)
+    """Return what any dict inside a config holds under a key."""
+    return (part[key] for _, part in walk(node) if key in part)
 
 
 def test_names_are_unique():
@@ -422,15 +417,6 @@ def test_a_step_reaches_every_parameter_and_predictions_come_out(built):
     field = dict(mmdet='pred_instances', mmseg='pred_sem_seg', mmpretrain='pred_score')
     assert len(predictions) == 2
     assert all(field[config.default_scope] in prediction for prediction in predictions)
-    tensors = list(flatten(raw))
+    tensors, _ = tree_flatten(raw)
     assert tensors and all(x.isfinite().all() for x in tensors)
     model.has_passed = True
-
-
-def flatten(raw):
-    """Yield the tensors of nested sequences."""
-    if isinstance(raw, torch.Tensor):
-        yield raw
-    else:
-        for part in raw:
-            yield from flatten(part)
