@@ -52,7 +52,8 @@ def memory_used():
     with suppress(OSError, AttributeError):  # another C library keeps what is free as it likes
         ctypes.CDLL('libc.so.6').malloc_trim(0)
     status = Path('/proc/self/status').read_text()
-    return 1024 * sum(map(int, re.findall(r'^(?:RssAnon|VmSwap):\s+(\d+) kB$', status, re.M)))
+    fields = dict(re.findall(r'^(\w+):\s+(\d+) kB$', status, re.M))
+    return 1024 * (int(fields['RssAnon']) + int(fields['VmSwap']))
 
 
 class RandomSizes(Dataset):

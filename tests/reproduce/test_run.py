@@ -149,6 +149,22 @@ def test_a_check_that_breaks_down_lets_no_row_pass(root, trace, tmp_path, monkey
     assert len(calls) == 1 and not trace.exists()
 
 
+def test_a_row_whose_operations_are_missing_is_not_trained(root, trace, tmp_path, monkeypatch):
+    def refuse(config):
+        if 'second' in config:
+            raise ValueError('second.py calls carafe_forward')
+
+    monkeypatch.setattr(module, 'refuse_missing_operations', refuse)
+    for name in ('ask', 'check_weights'):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    report = run(root, tmp_path / 'work', stages=('check', 'train', 'test'))
+    verdicts = {row['name']: row['verdict'] for row in report['rows']}
+    assert verdicts == {'first': 'measured', 'second': 'failed'}
+    (failed,) = (row for row in report['rows'] if row['name'] == 'second')
+    assert failed['trials'][0]['error'] == 'second.py calls carafe_forward'
+    assert 'second' not in trace.read_text()
+
+
 def test_a_second_program_waits_for_the_first(root, trace, tmp_path):
     work_dir = tmp_path / 'work'
     others = [fork.Process(target=run, args=(root, work_dir)) for _ in range(2)]
