@@ -4,7 +4,6 @@ import functools
 import logging
 import os
 import subprocess
-from importlib.util import find_spec
 
 import mmengine.config.utils
 import pytest
@@ -15,8 +14,6 @@ from mmengine.registry import DefaultScope
 if torch.cuda.is_available():  # comparisons are about the network, not about TF32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
-elif hasattr(torch.library, 'custom_op') and find_spec('triton'):
-    os.environ['TRITON_INTERPRET'] = '1'  # before Triton is imported: kernels run on the CPU
 
 # Processes that tests start shall not take the other's core either.
 os.environ.setdefault('OMP_NUM_THREADS', '1')

@@ -1,6 +1,5 @@
 """Networks at the limits of dtypes: images of any scale, and the largest value on the way."""
 
-from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
@@ -31,7 +30,6 @@ MODE_PARAMS = [
     )
     for mode in MODES
 ]
-FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
 def make_images(kind, scale, size):
@@ -42,36 +40,30 @@ def make_images(kind, scale, size):
     return scale * torch.ones(2, 3, *size) * torch.tensor([1.0, -0.5]).view(2, 1, 1, 1)
 
 
-def largest_values(net, x):
-    """Return the largest value that each module takes or gives, in float64."""
-    largest = {}
+def overflows_float16(net, x):
+    """Return whether any layer takes or gives a value beyond float16, computed in float64."""
+    largest = []
 
-    def watch(name):
-        def hook(module, inputs, output):
-            tensors = [t for t in (*inputs, output) if torch.is_tensor(t) and t.numel()]
-            largest[name] = max(float(t.abs().max()) for t in tensors) if tensors else 0.0
-
-        return hook
+    def hook(module, inputs, output):
+        tensors = [t for t in (*inputs, output) if torch.is_tensor(t) and t.numel()]
+        largest.extend(float(t.abs().max()) for t in tensors)
 
     net = deepcopy(net).double()
-    for name, module in net.named_modules():
+    for module in net.modules():
         if not list(module.children()):
-            module.register_forward_hook(watch(name))
+            module.register_forward_hook(hook)
     with torch.no_grad():
         net(x.double())
-    return largest
-
-
-def overflowing(net, x):
-    """Name the modules that take or give a value beyond float16, in the order of their calls."""
-    return [name for name, value in largest_values(net, x).items() if value > FLOAT16_MAX]
+    return max(largest) > torch.finfo(torch.float16).max
 
 
 class Run:
-    """One forward and backward pass, and what the reference has for it.
+    """One inference, one training step, and the maps of the reference.
+
+    On a CPU they compute attention in two ways.
 
     Args:
-        net: Network, in the mode that it shall run in.
+        net: Network, in training or evaluation mode.
         mode: One of ``MODES``.
         x: Images in float32.
     """
@@ -81,8 +73,9 @@ class Run:
         net, x = deepcopy(net).to(dtype), x.to(dtype)
         with torch.no_grad():
             self.expected = reference_maps(deepcopy(net).double(), x.double())
-        context = torch.autocast('cpu', autocast) if autocast else nullcontext()
-        with context:
+            with torch.autocast('cpu', autocast, enabled=autocast is not None):
+                self.inferred = deepcopy(net)(x)
+        with torch.autocast('cpu', autocast, enabled=autocast is not None):
             self.maps = net(x)
         generator = torch.Generator().manual_seed(2)
         # Even where maps are zero, this has a gradient. It is of the size that a loss has.
@@ -98,25 +91,26 @@ class Run:
         """Largest difference from the reference, relative to its largest value, of any map."""
         return max(
             float((m.detach().double() - e).abs().max() / e.abs().max())
-            for m, e in zip(self.maps, self.expected, strict=True)
+            for maps in (self.maps, self.inferred)
+            for m, e in zip(maps, self.expected, strict=True)
         )
 
     def not_finite(self):
         """Name what holds a number that is not finite: maps, gradients, statistics."""
-        maps = {f'map {i}': m for i, m in enumerate(self.maps)}
+        maps = {f'map {i}': m for i, m in enumerate([*self.maps, *self.inferred])}
         tensors = {**maps, **{f'gradient {n}': g for n, g in self.grads.items()}, **self.buffers}
         return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
 
 
 def check(net, mode, kind, scale, size):
-    """Hold one pass against the reference; tell whether its numbers fit the dtype.
+    """Compare one run with the reference; return whether its numbers fit the dtype.
 
-    Those that do not fit float16 in float64 either are no fault, but have to show.
+    Numbers that exceed float16 are no fault, but maps or gradients have to show them.
     """
     x = make_images(kind, scale, size)
     run = Run(net, mode, x)
     in_float16 = mode.split()[-1] == 'float16'
-    if in_float16 and not net.training and overflowing(net, x):
+    if in_float16 and not net.training and overflows_float16(net, x):
         assert run.not_finite(), (mode, kind, scale)
         return False
     # Parameters of 16 bits come with statistics of 16 bits, which hold no variance above 65504.

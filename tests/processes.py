@@ -25,7 +25,7 @@ class Pair:
         limit: Seconds that a job may take.
     """
 
-    def __init__(self, folder, limit=60):
+    def __init__(self, folder, limit=300):
         self.folder, self.limit, self.starts, self.processes = folder, limit, 0, []
 
     def start(self):
@@ -48,13 +48,12 @@ class Pair:
             process.join()
         self.processes = []
 
-    def run(self, job, *args, dies=False):
+    def run(self, job, *args):
         """Return what ``job(rank, *args)`` returns in each process.
 
         Args:
             job: A function of a module.
             *args: What it takes beside the rank.
-            dies: Whether the process of rank 1 may end; its result is then None.
 
         Raises:
             JobError: If it raises in one of them, a process ends, or time is up.
@@ -71,20 +70,17 @@ class Pair:
                     raise JobError(f'{job.__name__}{args} hangs: no result in {self.limit} s')
                 for pipe in ready:
                     open_pipes.remove(pipe)
-                    results[self.pipes.index(pipe)] = self._receive(pipe, dies)
+                    results[self.pipes.index(pipe)] = self._receive(pipe)
             except JobError:
                 self.stop()
                 raise
         return results
 
-    def _receive(self, pipe, dies):
+    def _receive(self, pipe):
         try:
             result = pipe.recv()
         except EOFError:
-            rank = self.pipes.index(pipe)
-            if dies and rank == 1:
-                return None
-            raise JobError(f'process {rank} ended') from None
+            raise JobError(f'process {self.pipes.index(pipe)} ended') from None
         if isinstance(result, JobError):
             raise result
         return result
@@ -96,7 +92,7 @@ def _work(rank, meeting, pipe, root):
     sys.path.insert(0, root)
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        'gloo', init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=50)
+        'gloo', init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=250)
     )
     while True:
         job, args = pipe.recv()

@@ -9,27 +9,42 @@ import torch.nn.functional as F
 
 
 def reference_maps(net, x):
-    """Maps of a ConTNet in eval mode: Encoder2 of the stages' last blocks, and the output."""
-    x = _stem(net.stem, x)
-    maps = []
-    for stage in net.stages:
+    """Return the maps of a ConTNet without dropout, in the mode that it is in."""
+    x, maps = _stem(net.stem, x), []
+    strides = [*net.strides[1:], 1]
+    for i, stage in enumerate(net.stages):
         for block in stage:
-            x, encoded = _block(block, x)
-        maps.append(encoded)
-    if len(net.stages) == 4:
-        maps[-1] = x
+            is_last = block is stage[-1]
+            x, encoded, dense = _block(block, x, strides[i] if is_last else 1)
+        inner = net.feature_location == 'encoder' and i < 3
+        maps.append(encoded if inner else dense)
     return [maps[i] for i in net.out_indices]
 
 
-def _block(block, x):
+def _block(block, x, stride):
+    """Return the output, the map of the second encoder, and the output as it were at stride 1."""
     y = F.relu(block.norm(x))
     r = y
     for encoder in block.encoders:
         r = encode_map(encoder, r)
     if block.conv is None:
-        return None, r
-    shortcut = x if block.downsample is None else _shortcut(block, y)
-    return block.conv(r) + shortcut, r
+        return None, r, None
+    return _add_shortcut(block, x, y, r, stride), r, _add_shortcut(block, x, y, r, 1)
+
+
+def _add_shortcut(block, x, y, r, stride):
+    dilation, weight = block.conv.dilation, block.conv.weight
+    padding = dilation[0] * (weight.shape[2] // 2)
+    out = F.conv2d(r, weight, stride=stride, padding=padding, dilation=dilation)
+    if block.downsample is None:
+        return out + x
+    if not block.avg_down:
+        return out + F.conv2d(y, block.downsample.weight, stride=stride)
+    # Average pooling of whatever pixels there are in each field.
+    rows = [y[:, :, i : i + stride].mean(2) for i in range(0, y.shape[2], stride)]
+    y = torch.stack(rows, 2)
+    columns = [y[..., i : i + stride].mean(3) for i in range(0, y.shape[3], stride)]
+    return out + F.conv2d(torch.stack(columns, 3), block.downsample.weight)
 
 
 def _stem(stem, x):
@@ -44,17 +59,6 @@ def _stem(stem, x):
         ):
             x = F.relu(norm(F.conv2d(x, conv.weight, stride=stride, padding=1)))
     return F.max_pool2d(x, 3, stride=2, padding=1)
-
-
-def _shortcut(block, y):
-    stride = block.conv.stride[0]
-    if block.downsample.stride[0] == stride:
-        return F.conv2d(y, block.downsample.weight, stride=stride)
-    # Average pooling of whatever pixels there are in each 2 x 2 field.
-    rows = [y[:, :, i : i + stride].mean(2) for i in range(0, y.shape[2], stride)]
-    y = torch.stack(rows, 2)
-    columns = [y[..., i : i + stride].mean(3) for i in range(0, y.shape[3], stride)]
-    return F.conv2d(torch.stack(columns, 3), block.downsample.weight)
 
 
 def encode_map(encoder, x):

@@ -92,12 +92,6 @@ def test_no_file_imports_itself_by_way_of_others():
     assert circles({'a': {'b'}, 'b': {'c'}, 'c': {'b'}}) == ['b', 'c']
 
 
-def test_the_kernels_know_no_module_of_ours():
-    known = {name for file in (PACKAGE / 'models/kernels').glob('*.py') for name in imports(file)}
-    ours = {name for name in known if name.startswith('contnet_mm.')}
-    assert all(name.startswith('contnet_mm.models.kernels') for name in ours), ours
-
-
 def test_the_doctor_imports_the_standard_library_alone():
     # probe.py is run by the interpreter under examination, and imports what it examines.
     files = [file for file in (PACKAGE / 'doctor').glob('*.py') if file.name != 'probe.py']

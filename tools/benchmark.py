@@ -1,4 +1,4 @@
-"""Time backbones side by side: ConTNet, its reference implementation, and common rivals."""
+"""Time backbones side by side: ConTNet and common rivals."""
 
 from __future__ import annotations
 
@@ -33,26 +33,23 @@ def make_parser() -> argparse.ArgumentParser:
         parents=[OUT_DIR],
     )
 
-    networks = ['contnet-m', 'plain-m', 'resnet50', 'swin-t', 'convnext-t']
-    sizes = 'HxW (one image), BxHxW, or multiscale: a list of shapes as in multi-scale training'
-    modes = 'compiled is for the one size, and for any size with multiscale'
+    networks = ['contnet-m', 'resnet50', 'swin-t', 'convnext-t']
     dtypes = 'float32 is without TF32; bfloat16 is autocast, bfloat16-pure casts the weights'
     for name, choices, default, text in (
         ('--networks', plan.NETWORKS, networks, 'to time'),
-        ('--sizes', None, ['224x224', '512x1024', '800x1333'], sizes),
+        ('--sizes', None, ['224x224', '512x1024', '800x1333'], 'HxW (one image), BxHxW'),
         ('--passes', plan.PASSES, [*plan.PASSES], 'to time'),
-        ('--modes', plan.MODES, [*plan.MODES], modes),
+        ('--modes', plan.MODES, [*plan.MODES], 'compiled is for the one size'),
         ('--dtypes', plan.DTYPES, ['float32', 'bfloat16'], dtypes),
     ):
         parser.add_argument(name, nargs='+', choices=choices, default=default, help=text)
     parser.add_argument('--rounds', type=int, default=15, help='in which each case is timed')
-    parser.add_argument('--shapes', type=int, default=60, help='number of them in multiscale')
     parser.add_argument(
         '--reference', choices=plan.NETWORKS, default='resnet50', help='network to compare with'
     )
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     parser.add_argument('--device', choices=('cpu', 'cuda'), default=device, help='where to run')
-    parser.add_argument('--seed', type=int, default=0, help='of the order and of the shapes')
+    parser.add_argument('--seed', type=int, default=0, help='of the order in the rounds')
     parser.add_argument('--no-memory', action='store_true', help='do not measure peak memory')
     parser.add_argument(
         '--quick',
@@ -71,11 +68,10 @@ def main() -> None:
             raise ValueError(f'--rounds must be at least 1, got {args.rounds}')
         if args.device == 'cuda' and not torch.cuda.is_available():
             raise ValueError("--device 'cuda' is not available here; choose 'cpu'")
-        sizes = [x if x == plan.MULTISCALE else plan.parse_size(x) for x in args.sizes]
+        sizes = [plan.parse_size(text) for text in args.sizes]
         cases = plan.plan_cases(
             args.networks, sizes, args.passes, args.modes, args.dtypes, args.device
         )
-        shapes = plan.multiscale_shapes(args.shapes, args.seed)
     except ValueError as error:
         parser.error(str(error))
     facts = dict(
@@ -83,12 +79,10 @@ def main() -> None:
         command=' '.join(['python tools/benchmark.py', *OUT_DIR.parse_known_args()[1]]),
         rounds=args.rounds,
     )
-    if plan.MULTISCALE in sizes:
-        facts['shapes'] = ' '.join(map(str, shapes))
     facts |= describe_machine(args.device)
     benchmark = Benchmark(
         args.out_dir / 'benchmark.json',
-        dict(format=2, **facts),
+        dict(format=3, **facts),
         args.rounds,
         args.seed,
         with_memory=not args.no_memory,
@@ -99,7 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         os.environ['TORCHINDUCTOR_CACHE_DIR'] = cache
         try:
-            benchmark.run(cases, shapes)
+            benchmark.run(cases)
         except KeyboardInterrupt:
             print('interrupted: what is done is kept', file=sys.stderr)
             status = 130

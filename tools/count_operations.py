@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from contnet_mm.benchmark import count
-from contnet_mm.benchmark.plan import parse_size
+from contnet_mm.benchmark.plan import NETWORKS, parse_size
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -13,13 +13,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog='Prints a Markdown table. Views do not count, and fused attention counts once. '
-        '1 GB = 10^9 bytes, read and written in both passes. Networks give four maps, as in '
-        'tools/benchmark.py; loss and optimizer are left out.',
+        'GB are read and written in both passes, or kept by the forward pass for the backward '
+        'pass; 1 GB = 10^9 bytes. Networks give four maps, as in tools/benchmark.py; loss and '
+        'optimizer are left out.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     networks = ['contnet-m', 'contnet-m-relative', 'resnet50', 'swin-t', 'convnext-t']
     parser.add_argument(
-        '--networks', nargs='+', choices=count.COUNTED_NETWORKS, default=networks, help='to count'
+        '--networks', nargs='+', choices=NETWORKS, default=networks, help='to count'
     )
     parser.add_argument(
         '--sizes', nargs='+', default=['2x800x1333'], metavar='SIZE', help='HxW (one image), BxHxW'
@@ -30,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=count.COUNTED_DTYPES,
         default=['float32', 'bfloat16-pure'],
         help='bfloat16-pure casts the weights; bfloat16 is autocast, where only the forward pass '
-        'is counted, including what a network may have to prepare for a new size',
+        'is counted',
     )
     return parser
 
@@ -47,7 +48,7 @@ def main() -> None:
     for size in sizes:
         for dtype in dict.fromkeys(args.dtypes):
             for network in dict.fromkeys(args.networks):
-                counted = count.count_in_new_process(network, size, dtype)
+                counted = count.count_network(network, size, dtype)
                 print(count.render_row(network, size, dtype, counted), end='', flush=True)
 
 

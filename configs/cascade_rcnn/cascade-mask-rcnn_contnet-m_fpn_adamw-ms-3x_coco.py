@@ -4,7 +4,12 @@ weights = dict(type='Pretrained', checkpoint='checkpoints/contnet-m_in1k.pth')
 
 model = dict(
     backbone=dict(
-        _delete_=True, type='contnet_mm.ConTNet', arch='medium', norm_eval=True, init_cfg=weights
+        _delete_=True,
+        type='contnet_mm.ConTNet',
+        arch='medium',
+        feature_location='encoder',
+        norm_eval=True,
+        init_cfg=weights,
     ),
     neck=dict(in_channels=[64, 128, 256, 1024]),
 )

@@ -15,7 +15,7 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
     ),
-    backbone=dict(type='contnet_mm.ConTNet', arch='tiny'),
+    backbone=dict(type='contnet_mm.ConTNet', arch='tiny', feature_location='encoder'),
     neck=dict(
         type='FPN',
         in_channels=[48, 96, 192, 768],

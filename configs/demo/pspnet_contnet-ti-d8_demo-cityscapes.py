@@ -15,6 +15,7 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='tiny',
+        feature_location='encoder',
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 2, 4),
     ),

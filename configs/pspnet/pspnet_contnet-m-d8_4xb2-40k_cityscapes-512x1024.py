@@ -8,6 +8,7 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='medium',
+        feature_location='encoder',
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 2, 4),
         norm_cfg=dict(type='SyncBN', requires_grad=True),

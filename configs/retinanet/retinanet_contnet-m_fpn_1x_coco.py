@@ -7,6 +7,7 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='medium',
+        feature_location='encoder',
         frozen_stages=1,
         norm_eval=True,
         init_cfg=weights,

@@ -8,6 +8,7 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='medium',
+        feature_location='encoder',
         norm_cfg=dict(type='SyncBN', requires_grad=True),
         init_cfg=weights,
     ),

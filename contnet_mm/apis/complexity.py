@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from contnet_mm.apis.config import read_config, resources
-from contnet_mm.models.window_attention import force_way
-from contnet_mm.models.window_layout import Way
 from contnet_mm.utils import markdown
 
 # Height and width in pixels at which the models of each library are usually compared.
@@ -54,8 +52,8 @@ def count(model: nn.Module, inputs: Tensor, **kwargs) -> Complexity:
     """Count a model's parameters and the multiply-adds of one forward pass.
 
     The pass runs on torch's meta device, which has shapes but no values; the model is not changed.
-    Windows count as they are executed: smaller where a map ends. Norms, activations, pooling and
-    mmcv's operators do not count.
+    Windows are whole, so tokens of padding count. Norms, activations, pooling and mmcv's operators
+    do not count.
 
     Args:
         model: Any model.
@@ -64,9 +62,7 @@ def count(model: nn.Module, inputs: Tensor, **kwargs) -> Complexity:
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: tensor.detach().to('meta') for name, tensor in tensors.items()}
-    # Kernels that take windows of all shapes at once would count as if all were whole.
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), force_way(Way.GROUPED), counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(model, shapes, (inputs.to('meta'),), kwargs)
     macs = {'conv_linear_macs': 0, 'attention_macs': 0}
     for operator, flops in counter.get_flop_counts().get('Global', {}).items():

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from contnet_mm.apis.infer_arch import infer_arch
 from contnet_mm.apis.probe import probe
 from contnet_mm.checkpoint.load import (
     check_coverage,
@@ -23,7 +24,6 @@ from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.checkpoint.write import check_suffix, encode_checkpoint
 from contnet_mm.models.arch import resolve_arch
 from contnet_mm.models.contnet import ConTNet
-from contnet_mm.models.infer_arch import infer_arch
 from contnet_mm.utils.files import write_file
 from contnet_mm.version import __version__
 

@@ -17,6 +17,7 @@ from torch import nn
 from contnet_mm.apis.config import datasets_of, read_config, resources
 from contnet_mm.checkpoint.load import find_tensors
 from contnet_mm.checkpoint.read import read_checkpoint
+from contnet_mm.engine.feature_widths import check_feature_widths
 from contnet_mm.utils.errors import NUM_SHOWN
 
 
@@ -47,8 +48,8 @@ def get_model(name: str | Path | Config, checkpoint: str | Path | None = None) -
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
-        ValueError: If there is no such config, or if the checkpoint is refused or does not cover
-            the model.
+        ValueError: If there is no such config, the neck or a head does not fit the backbone, or the
+            checkpoint is refused or does not cover the model.
     """
     config = name if isinstance(name, Config) else read_config(name)
     content = None if checkpoint is None else read_checkpoint(checkpoint)
@@ -57,6 +58,7 @@ def get_model(name: str | Path | Config, checkpoint: str | Path | None = None) -
         cfg.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         model = MODELS.build(cfg)
+    check_feature_widths(model)
     if content is not None:
         load_weights(model, content, checkpoint)
     model.dataset_meta = find_meta(config, content)

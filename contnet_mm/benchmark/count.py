@@ -9,43 +9,36 @@ What counts:
 
 - An operation is a call of torch's dispatcher that computes or copies; views and allocations do
   not count. Its bytes are those of all tensors among its arguments and results.
-- torch's own attention kernels count as one operation in each pass:
-  ``scaled_dot_product_attention``, the operators of ``torch.nn.attention.varlen`` and
-  ``aten::_efficient_attention_*``.
-- An operator of this package (namespace ``contnet_mm``) counts as all that its implementation for
-  CUDA calls, which therefore must not read values of tensors.
+- ``torch.nn.functional.scaled_dot_product_attention`` is one operation in each pass.
+- Memory that the forward pass allocates is kept if the backward pass needs it: it stays in use
+  after the maps are deleted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from sys import modules
-from types import ModuleType
+from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from contnet_mm.benchmark.measure import call_in_new_process
 from contnet_mm.benchmark.networks import build_network, list_settings
-from contnet_mm.benchmark.plan import BFLOAT16, FLOAT32, NETWORKS, PURE_BFLOAT16, Size
+from contnet_mm.benchmark.plan import BFLOAT16, FLOAT32, PURE_BFLOAT16, Size
 from contnet_mm.utils.markdown import make_row, make_table
 
-NAMESPACE = 'contnet_mm'
 META, CUDA = 'meta', 'cuda'
-CUDA_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 # Their schemas do not show that they only allocate or view.
 WITHOUT_WORK = ('empty', 'empty_like', 'empty_strided', 'new_empty', 'new_empty_strided')
 WITHOUT_WORK += ('_unsafe_view',)
-# Tensors on meta take the portable path even with fused=True, so the kernels cannot be counted.
-COUNTED_NETWORKS = tuple(name for name in NETWORKS if not name.endswith('-fused'))
 COUNTED_DTYPES = (FLOAT32, BFLOAT16, PURE_BFLOAT16)
 COLUMNS = ('size', 'dtype', 'network', 'operations forward', 'backward', 'total')
-COLUMNS += ('more at a new size', 'GB')
+COLUMNS += ('GB', 'kept (GB)')
 
 
 @dataclass(frozen=True)
@@ -56,14 +49,13 @@ class WorkCount:
         forward: Operations of the forward pass.
         backward: Operations of the backward pass; None where there was none.
         bytes: Bytes that all of these read and write.
-        more_at_new_size: Additional operations of the first step at an image size; None if
-            unknown, in which case the others include them.
+        kept: Bytes of activations that the forward pass keeps for the backward pass.
     """
 
     forward: int
     backward: int | None
     bytes: int
-    more_at_new_size: int | None = None
+    kept: int
 
     @property
     def operations(self) -> int:
@@ -78,29 +70,38 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.device = device
         self.operations = self.bytes = 0
+        self._allocated: dict[StorageWeakRef, int] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         """Run an operator and count it."""
-        kwargs = kwargs or {}
-        if function.namespace == NAMESPACE:
-            with self:
-                return function.redispatch(CUDA_KEYS, *args, **kwargs)
-        if function.namespace == 'aten':
-            with self:  # composites such as contiguous reach a mode undecomposed inside operators
-                out = function.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        out = function(*args, **kwargs)
+        out = function(*args, **(kwargs or {}))
         if _has_work(function):
             self.add(args, kwargs, out)
+        given, found = self._storages(args, kwargs), self._storages(out)
+        self._allocated |= {s: size for s, size in found.items() if s not in given}
         return out
+
+    @property
+    def bytes_in_use(self) -> int:
+        """Bytes on the device that were allocated while active and are still referenced."""
+        return sum(size for storage, size in self._allocated.items() if not storage.expired())
 
     def add(self, *values) -> None:
         """Count one operation if any tensor among its arguments and results is on the device."""
-        tensors = [x for x in tree_flatten(values)[0] if isinstance(x, Tensor)]
+        tensors = _tensors(values)
         if any(x.device.type == self.device for x in tensors):
             self.operations += 1
             self.bytes += sum(x.numel() * x.element_size() for x in tensors)
+
+    def _storages(self, *values) -> dict[StorageWeakRef, int]:
+        """Return the bytes of each storage behind the tensors that are on the device."""
+        tensors = (x for x in _tensors(values) if x.device.type == self.device)
+        storages = (x.untyped_storage() for x in tensors)
+        return {StorageWeakRef(storage): storage.nbytes() for storage in storages}
+
+
+def _tensors(values: object) -> list[Tensor]:
+    return [x for x in tree_flatten(values)[0] if isinstance(x, Tensor)]
 
 
 def _has_work(function: torch._ops.OpOverload) -> bool:
@@ -148,26 +149,15 @@ def counting(device: str) -> Iterator[Counter]:
     """Count what runs inside on a type of device, with fused attention as one operation.
 
     For meta and fake tensors, torch decomposes ``scaled_dot_product_attention`` into products and
-    a softmax. It is replaced in all loaded modules that hold it as a global name, and restored
-    afterwards. Other references, such as an attribute of a network, are not replaced.
+    a softmax. It is replaced in ``torch.nn.functional``, where networks look it up.
     """
-    counter, original = Counter(device), F.scaled_dot_product_attention
+    counter = Counter(device)
 
     def attention(query, key, value, attn_mask=None, *_, **__):
         return _FusedAttention.apply(counter, *_autocast(query, key, value, attn_mask))
 
-    loaded = [vars(module) for module in [*modules.values()] if isinstance(module, ModuleType)]
-    uses = [
-        (names, name) for names in loaded for name, value in [*names.items()] if value is original
-    ]
-    try:
-        for names, name in uses:
-            names[name] = attention
-        with counter:
-            yield counter
-    finally:
-        for names, name in uses:
-            names[name] = original
+    with patch.object(F, 'scaled_dot_product_attention', attention), counter:
+        yield counter
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -203,13 +193,13 @@ def count_step(net: nn.Module, images: Tensor) -> WorkCount:
     Returns:
         The counts of both passes. No gradients are left in the network.
     """
+    kept = _count_forward(META, net, images).kept
     with counting(META) as counter:
-        maps = net(images)
-        maps = [maps] if isinstance(maps, Tensor) else [*maps]
+        maps = _tensors(net(images))
         forward = counter.operations
         torch.autograd.backward(maps, [torch.empty_like(x) for x in maps])
     net.zero_grad(set_to_none=True)
-    return WorkCount(forward, counter.operations - forward, counter.bytes)
+    return WorkCount(forward, counter.operations - forward, counter.bytes, kept)
 
 
 def count_cuda_forward(
@@ -218,8 +208,7 @@ def count_cuda_forward(
     """Count the operations of a forward pass in training, on tensors that claim to be on a GPU.
 
     Autocast ignores tensors on meta, but treats fake tensors as if they were on a GPU. Their
-    backward pass needs a driver and is not counted. A network that does not cache fake tensors
-    recomputes in each pass what it caches per size otherwise. Needs torch 2.4.
+    backward pass needs a driver and is not counted. Needs torch 2.4.
 
     Args:
         net: On the meta device, in training mode.
@@ -236,31 +225,32 @@ def count_cuda_forward(
         # Module.to cannot replace the parameters: modules refuse to swap fake tensors.
         state = {name: fake(x) for name, x in (*net.named_parameters(), *net.named_buffers())}
         inputs = fake(images)
-        with cuda_autocast(autocast), counting(CUDA) as counter:
-            torch.func.functional_call(net, state, inputs)
-    return WorkCount(counter.operations, None, counter.bytes)
+        with cuda_autocast(autocast):
+            return _count_forward(CUDA, torch.func.functional_call, net, state, inputs)
+
+
+def _count_forward(device: str, function: Callable, *args) -> WorkCount:
+    with counting(device) as counter:
+        graph = [x.grad_fn for x in _tensors(function(*args))]  # of the maps, which are deleted
+        kept = counter.bytes_in_use
+        del graph
+    return WorkCount(counter.operations, None, counter.bytes, kept)
 
 
 def count_network(network: str, size: Size, dtype: str = FLOAT32) -> WorkCount:
     """Count the operations of a network of the benchmark, built in the first of its settings.
 
-    Whether the size is a new one depends on what this process counted before;
-    :func:`count_in_new_process` counts the same every time.
-
     Args:
-        network: One of ``COUNTED_NETWORKS``.
+        network: One of ``NETWORKS``.
         size: Of the images.
         dtype: ``'float32'``, ``'bfloat16-pure'`` (weights and images are cast), or ``'bfloat16'``
             (autocast; only the forward pass is counted).
 
     Raises:
-        ValueError: If the network or the dtype cannot be counted.
+        ValueError: If the network is unknown or the dtype cannot be counted.
     """
-    checks = (('network', network, COUNTED_NETWORKS), ('dtype', dtype, COUNTED_DTYPES))
-    for kind, name, allowed in checks:
-        if name not in allowed:
-            raise ValueError(f'{kind} {name!r} cannot be counted; choose among {[*allowed]}')
-
+    if dtype not in COUNTED_DTYPES:
+        raise ValueError(f'dtype {dtype!r} cannot be counted; choose among {[*COUNTED_DTYPES]}')
     weights = torch.bfloat16 if dtype == PURE_BFLOAT16 else torch.float32
     with torch.device(META):
         net = build_network(network, list_settings(network, timm=False)[0], size)
@@ -268,13 +258,7 @@ def count_network(network: str, size: Size, dtype: str = FLOAT32) -> WorkCount:
     net.to(weights).train()
     if dtype == BFLOAT16:
         return count_cuda_forward(net, images, torch.bfloat16)
-    first, step = count_step(net, images), count_step(net, images)
-    return replace(step, more_at_new_size=first.operations - step.operations)
-
-
-def count_in_new_process(network: str, size: Size, dtype: str = FLOAT32) -> WorkCount:
-    """Count as :func:`count_network` does, in a process that has seen no size yet."""
-    return call_in_new_process(count_network, network, size, dtype)
+    return count_step(net, images)
 
 
 def render_head() -> str:
@@ -284,6 +268,7 @@ def render_head() -> str:
 
 def render_row(network: str, size: Size, dtype: str, count: WorkCount) -> str:
     """Write the line of the Markdown table that shows a count."""
-    cells = [size, dtype, network, count.forward, count.backward, count.operations]
-    cells += [count.more_at_new_size, f'{count.bytes / 1e9:.1f}']
-    return make_row('-' if cell is None else cell for cell in cells)
+    backward = '-' if count.backward is None else count.backward
+    gigabytes = f'{count.bytes / 1e9:.1f}', f'{count.kept / 1e9:.2f}'
+    cells = size, dtype, network, count.forward, backward, count.operations, *gigabytes
+    return make_row(cells)

@@ -44,7 +44,7 @@ def describe_machine(device: str) -> dict[str, str]:
     if device == 'cuda':
         query = ('--query-gpu=driver_version', '--format=csv,noheader', '--id=0')
         facts['GPU driver'] = _output('nvidia-smi', *query)
-    facts |= {x.name: x.version for x in distributions() if x.name in ('timm', 'triton', 'numpy')}
+    facts |= {x.name: x.version for x in distributions() if x.name in ('timm', 'numpy')}
     facts |= {name: value for name, value in collect_env().items() if name not in LEFT_OUT}
     return {name: str(value) for name, value in facts.items() if value not in (None, '')}
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from contnet_mm.benchmark.networks import MEMORY_FORMATS, Setting, build_network
-from contnet_mm.benchmark.plan import BFLOAT16, COMPILED, DYNAMIC, PURE_BFLOAT16, TF32, Case, Size
+from contnet_mm.benchmark.plan import BFLOAT16, COMPILED, PURE_BFLOAT16, TF32, Case, Size
 
 MEGABYTE = 10**6
 MAX_REASON = 300  # characters
@@ -38,18 +38,16 @@ class Step:
     def __init__(self, case: Case, setting: Setting) -> None:
         self.case, self.setting = case, setting
         self.training = case.pass_name == 'training'
-        compile_itself = case.mode == DYNAMIC and case.network.startswith('contnet')
-        self.net = build_network(case.network, setting, case.size, compile_itself)
+        self.net = build_network(case.network, setting, case.size)
         self.weights = torch.bfloat16 if case.dtype == PURE_BFLOAT16 else torch.float32
         self.net.to(case.device, self.weights).train(self.training)
         self.run: Callable = self.net
-        if case.mode in (COMPILED, DYNAMIC) and not compile_itself:
-            function = _own_function(self.net, str(case))
-            self.run = torch.compile(function, dynamic=case.mode == DYNAMIC)
-        self.images = self.make_images(case.size)
+        if case.mode == COMPILED:
+            self.run = torch.compile(_own_function(self.net, str(case)), dynamic=False)
+        self.images = self._make_images(case.size)
 
-    def make_images(self, size: Size) -> Tensor:
-        """Make images of a size in the network's dtype and memory format, [B, 3, H, W]."""
+    def _make_images(self, size: Size) -> Tensor:
+        """Make images in the network's dtype and memory format, [B, 3, H, W]."""
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(size.batch, 3, size.height, size.width, generator=generator)
         images = images.to(self.case.device, self.weights)
@@ -172,7 +170,7 @@ def _build_and_measure_peak(case: Case, setting: Setting, threads: int) -> float
 
 
 def call_in_new_process(function: Callable, *args):
-    """Call a function of a module in a new process, which has no caches and no peak of memory."""
+    """Call a function of a module in a new process, which has no peak of memory."""
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from contnet_mm.benchmark.plan import NETWORKS, Size
 from contnet_mm.models.contnet import ConTNet
-from contnet_mm.models.plain import PlainConTNet
 
 CONTIGUOUS, CHANNELS_LAST = 'contiguous', 'channels_last'
 MEMORY_FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
@@ -30,8 +29,7 @@ class Setting:
     """One way to build a network; the fastest of them counts.
 
     Args:
-        source: Whose implementation: ``'contnet_mm'``, ``'plain'``, ``'torchvision'`` or
-            ``'timm'``.
+        source: Whose implementation: ``'contnet_mm'``, ``'torchvision'`` or ``'timm'``.
         memory_format: Of weights and images, ``'contiguous'`` or ``'channels_last'``.
         fused_attention: Of timm's Swin; None where there is no choice.
     """
@@ -48,7 +46,7 @@ class Setting:
 def list_settings(network: str, timm: bool | None = None) -> list[Setting]:
     """List the ways to build a network.
 
-    ConTNet chooses its memory format itself, and its reference implementation is contiguous.
+    ConTNet chooses its memory format itself.
 
     Args:
         network: One of ``NETWORKS``.
@@ -61,8 +59,6 @@ def list_settings(network: str, timm: bool | None = None) -> list[Setting]:
         raise ValueError(f'network {network!r} is unknown; choose among {[*NETWORKS]}')
     if network.startswith('contnet'):
         return [Setting('contnet_mm')]
-    if network.startswith('plain'):
-        return [Setting('plain')]
     formats = (CONTIGUOUS, CHANNELS_LAST)
     settings = [Setting('torchvision', memory_format) for memory_format in formats]
     if timm is None:
@@ -73,23 +69,19 @@ def list_settings(network: str, timm: bool | None = None) -> list[Setting]:
     return settings
 
 
-def build_network(
-    network: str, setting: Setting, size: Size, compile_itself: bool = False
-) -> nn.Module:
+def build_network(network: str, setting: Setting, size: Size) -> nn.Module:
     """Build a network.
 
     Args:
         network: One of ``NETWORKS``.
         setting: One of its ``list_settings``.
         size: Of the images that it will get.
-        compile_itself: Build ConTNet with its own option to compile itself.
 
     Returns:
         A module that takes images, [B, 3, H, W], and gives four maps at strides 4, 8, 16 and 32.
 
     Raises:
         ModuleNotFoundError: If the library that the setting names is not installed.
-        ValueError: If the network is unknown.
     """
     torch.manual_seed(0)
     family, _, variant = network.partition('-')
@@ -99,13 +91,9 @@ def build_network(
             '': {},
             'relative': dict(position='relative'),
             'cp': dict(with_cp=True),
-            'fused': dict(fused=True),
+            'encoder': dict(feature_location='encoder'),
         }[option]
-        if compile_itself:
-            options['compile'] = True
         net: nn.Module = ConTNet(arch.capitalize(), **options)
-    elif family == 'plain':
-        net = PlainConTNet(variant.capitalize())
     elif setting.source == 'timm':
         net = _build_timm(network, setting, size)
     else:

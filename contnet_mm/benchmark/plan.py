@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-NETWORKS = ('contnet-ti', 'contnet-s', 'contnet-m', 'contnet-b', 'contnet-m-relative')
-NETWORKS += ('contnet-m-cp', 'contnet-m-fused', 'plain-ti', 'plain-s', 'plain-m', 'plain-b')
-NETWORKS += ('resnet50', 'swin-t', 'convnext-t')
+NETWORKS = ('contnet-ti', 'contnet-s', 'contnet-m', 'contnet-b', 'contnet-m-encoder')
+NETWORKS += ('contnet-m-relative', 'contnet-m-cp', 'resnet50', 'swin-t', 'convnext-t')
 PASSES = ('inference', 'training')
-EAGER, COMPILED, DYNAMIC = 'eager', 'compiled', 'dynamic'
-MODES = (EAGER, COMPILED)
-FLOAT32, TF32, BFLOAT16, PURE_BFLOAT16 = 'float32', 'tf32', 'bfloat16', 'bfloat16-pure'
-DTYPES = (FLOAT32, TF32, BFLOAT16, PURE_BFLOAT16)
-MULTISCALE = 'multiscale'
+MODES = EAGER, COMPILED = 'eager', 'compiled'
+DTYPES = FLOAT32, TF32, BFLOAT16, PURE_BFLOAT16 = 'float32', 'tf32', 'bfloat16', 'bfloat16-pure'
 MIN_SIDE = 32  # pixels; the stride of the last map
-
-# MMDetection's multi-scale pipelines draw the short side from these and bound the long one.
-SHORT_SIDES = range(480, 801, 32)
-LONG_SIDE = 1333
-DIVISOR = 32
-BATCH_SIZE = 2
-# Heights and widths in pixels that are common among the images of COCO.
-IMAGES = ((480, 640), (427, 640), (426, 640), (425, 640), (375, 500), (360, 640), (612, 612))
-MAX_SHAPES = 100
 
 
 @dataclass(frozen=True)
@@ -53,9 +39,9 @@ class Case:
 
     Args:
         network: One of ``NETWORKS``.
-        mode: ``'eager'``, ``'compiled'`` (for the one size) or ``'dynamic'`` (for any size).
+        mode: ``'eager'``, or ``'compiled'`` for the one size.
         dtype: One of ``DTYPES``.
-        size: Of the images, or ``'multiscale'``.
+        size: Of the images.
         pass_name: ``'inference'`` (eval mode, no gradients) or ``'training'`` (train mode, forward
             and backward; the loss is the sum of the means of the maps; no optimizer).
         device: ``'cpu'`` or ``'cuda'``.
@@ -64,7 +50,7 @@ class Case:
     network: str
     mode: str
     dtype: str
-    size: Size | str
+    size: Size
     pass_name: str
     device: str
 
@@ -80,8 +66,7 @@ def parse_size(text: str) -> Size:
     """
     if not re.fullmatch(r'[0-9]+(x[0-9]+){1,2}', text):
         raise ValueError(
-            f'size {text!r} must be HxW (one image) or BxHxW, such as 800x1333 or 4x224x224; '
-            f'only tools/benchmark.py takes {MULTISCALE!r} as well'
+            f'size {text!r} must be HxW (one image) or BxHxW, such as 800x1333 or 4x224x224'
         )
     batch, height, width = [1, *map(int, text.split('x'))][-3:]
     if batch < 1 or min(height, width) < MIN_SIDE:
@@ -94,7 +79,7 @@ def parse_size(text: str) -> Size:
 
 def plan_cases(
     networks: Sequence[str],
-    sizes: Sequence[Size | str],
+    sizes: Sequence[Size],
     passes: Sequence[str],
     modes: Sequence[str],
     dtypes: Sequence[str],
@@ -107,61 +92,22 @@ def plan_cases(
 
     Args:
         networks: Some of ``NETWORKS``.
-        sizes: Of the images, or ``'multiscale'``, where compiled means compiled for any size.
+        sizes: Of the images.
         passes: Some of ``PASSES``.
         modes: Some of ``MODES``.
         dtypes: Some of ``DTYPES``.
         device: ``'cpu'`` or ``'cuda'``.
 
     Raises:
-        ValueError: If a dtype or a network does not exist on the device, or no case is left.
+        ValueError: If a dtype does not exist on the device, or no case is left.
     """
-    for kind, names in (('network', networks), ('dtype', dtypes)):
-        for name in names:
-            if device != 'cuda' and (name == TF32 or name.endswith('-fused')):
-                raise ValueError(f'{kind} {name!r} needs a CUDA device, got device {device!r}')
+    if device != 'cuda' and TF32 in dtypes:
+        raise ValueError(f'dtype {TF32!r} needs a CUDA device, got device {device!r}')
     cases = dict.fromkeys(
-        Case(
-            network,
-            DYNAMIC if (size, mode) == (MULTISCALE, COMPILED) else mode,
-            dtype,
-            size,
-            pass_name,
-            device,
-        )
+        Case(network, mode, dtype, size, pass_name, device)
         for size, pass_name, network, mode, dtype in product(sizes, passes, networks, modes, dtypes)
         if not (dtype == PURE_BFLOAT16 if pass_name == 'training' else network.endswith('-cp'))
     )
     if not cases:
         raise ValueError('nothing to run: networks, passes and dtypes do not go together')
     return [*cases]
-
-
-def multiscale_shapes(number: int, seed: int) -> list[Size]:
-    """Draw shapes of image batches as an epoch of multi-scale training brings them.
-
-    Images keep their ratio and are as large as the bounds of both sides allow. Those of a batch are
-    all upright or all wide, as MMDetection's sampler groups them; the batch is as large as its
-    largest image, up to the next multiple of 32.
-
-    Args:
-        number: Of shapes, no two of which are equal.
-        seed: Equal seeds give equal shapes.
-
-    Raises:
-        ValueError: If the number is below 1 or above ``MAX_SHAPES``.
-    """
-    if not 1 <= number <= MAX_SHAPES:
-        raise ValueError(f'the number of shapes must be from 1 to {MAX_SHAPES}, got {number}')
-    draw = random.Random(seed)
-    shapes: dict[Size, None] = {}
-    while len(shapes) < number:
-        upright = draw.random() < 0.5
-        sizes = []
-        for _ in range(BATCH_SIZE):
-            image = draw.choice(IMAGES)[:: -1 if upright else 1]
-            scale = min(draw.choice(SHORT_SIDES) / min(image), LONG_SIDE / max(image))
-            sizes.append([int(side * scale + 0.5) for side in image])
-        height, width = (-(-max(sides) // DIVISOR) * DIVISOR for sides in zip(*sizes, strict=True))
-        shapes[Size(BATCH_SIZE, height, width)] = None
-    return list(shapes)

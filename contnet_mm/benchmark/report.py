@@ -7,20 +7,11 @@ from itertools import groupby
 
 import numpy as np
 
-from contnet_mm.benchmark.plan import MULTISCALE
 from contnet_mm.benchmark.run import Result
 from contnet_mm.utils.markdown import make_table
 
 NOTHING = '-'
-HEADER = ('network', 'mode', 'dtype', 'setting')
-COLUMNS = ('ms', '/ {reference}', '/ plain', 'peak MB', 'compile s')
-MULTISCALE_COLUMNS = ('first pass s', 'second pass s', 'second / {reference}')
-MULTISCALE_COLUMNS += ('graphs: first shape', 'other shapes', 'second pass')
-MULTISCALE_TEXT = (
-    'Batches of 2 images with different shapes (listed above) as multi-scale training brings them, '
-    'one after another and then once more: total seconds, and how many graphs were compiled; '
-    '*dynamic* is torch.compile for any size, for ConTNet its option `compile=True`.'
-)
+COLUMNS = ('network', 'mode', 'dtype', 'setting', 'ms', '/ {}', 'peak MB', 'compile s')
 
 
 def render_report(facts: Mapping, results: Sequence[Result], reference: str) -> str:
@@ -36,8 +27,7 @@ def render_report(facts: Mapping, results: Sequence[Result], reference: str) -> 
         'A backbone gives four maps at strides 4 to 32; random weights, no classifier, nothing '
         'frozen. Sizes are images x height x width in pixels. Times are medians over the rounds, '
         'with the 10th and the 90th percentile in brackets. Ratios are taken in each round: '
-        f'`/ {reference}` to the fastest mode of {reference} with the same dtype, `/ plain` to '
-        'the reference implementation of the same arch in the same mode and dtype; below 1 is '
+        f'`/ {reference}` to the fastest mode of {reference} with the same dtype; below 1 is '
         'faster. Memory is the peak beyond weights and images, 1 MB = 10^6 bytes, with gradients '
         'in training. The setting is the fastest of those tried.',
         '## Run',
@@ -45,33 +35,28 @@ def render_report(facts: Mapping, results: Sequence[Result], reference: str) -> 
     ]
     for (size, name), group in groupby(results, key=lambda r: (r.case.size, r.case.pass_name)):
         parts += [f'### {size}, {name}', *_render_table([*group], reference)]
-    return '\n\n'.join(part.strip() for part in parts if part) + '\n'
+    return '\n\n'.join(part.strip() for part in parts) + '\n'
 
 
 def _render_table(results: Sequence[Result], reference: str) -> list[str]:
     """Write the table of one size and pass, and what failed."""
-    multiscale = results[0].case.size == MULTISCALE
-    header = [*HEADER, *(MULTISCALE_COLUMNS if multiscale else COLUMNS)]
     rows = []
     for result in results:
         case = result.case
         values = ['*not run*' if result.error is None else '*failed*']
         if result.is_timed:
-            other = best_result(results, reference, case.dtype)
-            plain = best_result(results, implementation_of(result), case.dtype, case.mode)
-            values = _passes(result, other) if multiscale else _times(result, other, plain)
+            values = _times(result, best_result(results, reference, case.dtype))
         row = [case.network, case.mode, case.dtype, result.setting or NOTHING, *values]
-        rows.append(row + [NOTHING] * (len(header) - len(row)))
-    table = make_table([name.format(reference=reference) for name in header], rows)
-    return [MULTISCALE_TEXT if multiscale else '', table, *_failures(results)]
+        rows.append(row + [NOTHING] * (len(COLUMNS) - len(row)))
+    table = make_table([name.format(reference) for name in COLUMNS], rows)
+    return [table, *_failures(results)]
 
 
-def _times(result: Result, other: Result | None, plain: Result | None) -> list[str]:
+def _times(result: Result, other: Result | None) -> list[str]:
     memory = NOTHING if result.memory_mb is None else f'{result.memory_mb:.0f}'
     return [
         show_percentiles([1000 * seconds for seconds in result.seconds]),
         _show_ratio(result, other),
-        _show_ratio(result, plain),
         memory if result.memory_error is None else '*failed*',
         NOTHING if result.compile_s is None else f'{result.compile_s:.0f}',
     ]
@@ -101,30 +86,11 @@ def _failures(results: Sequence[Result]) -> list[str]:
     return ['Failed:', ''.join(lines)] if lines else []
 
 
-def best_result(
-    results: Sequence[Result],
-    network: str | None,
-    dtype: str | None = None,
-    mode: str | None = None,
-) -> Result | None:
-    """Return the fastest result of a network, among all or those of a dtype and mode, or None."""
-    candidates = [
-        result
-        for result in results
-        if result.case.network == network
-        and dtype in (None, result.case.dtype)
-        and mode in (None, result.case.mode)
-        and result.is_timed
-    ]
-    # Of two passes over many shapes the second counts.
-    times = {result: np.median(result.seconds or result.pass_seconds[1]) for result in candidates}
-    return min(times, key=times.get, default=None)
-
-
-def implementation_of(result: Result) -> str | None:
-    """Name the reference implementation of a ConTNet's arch; None for any other network."""
-    family, arch, *_ = f'{result.case.network}-'.split('-')
-    return f'plain-{arch}' if family == 'contnet' else None
+def best_result(results: Sequence[Result], network: str, dtype: str) -> Result | None:
+    """Return the fastest result of a network with a dtype, or None."""
+    wanted = network, dtype
+    timed = (r for r in results if r.is_timed and (r.case.network, r.case.dtype) == wanted)
+    return min(timed, key=lambda result: np.median(result.seconds), default=None)
 
 
 def show_percentiles(values: Sequence[float]) -> str:

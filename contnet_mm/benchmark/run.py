@@ -8,14 +8,14 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 
 import torch
 
 from contnet_mm.benchmark.measure import Step, free_memory, measure_peak, raised_limit, reason_of
 from contnet_mm.benchmark.networks import Setting, list_settings
-from contnet_mm.benchmark.plan import COMPILED, EAGER, MULTISCALE, Case, Size
+from contnet_mm.benchmark.plan import COMPILED, EAGER, Case
 from contnet_mm.utils.files import write_file
 
 ROUND_SECONDS = 0.2  # a measurement takes at least
@@ -37,8 +37,6 @@ class Result:
         compile_s: Seconds of the first iteration, where it compiles.
         iterations: Number of them that are timed together.
         seconds: Of an iteration, in each round.
-        pass_seconds: Of the first and the second pass over all shapes, with multiscale.
-        graphs: Number compiled for the first shape, for all others, and in the second pass.
         memory_mb: Peak memory beyond weights and images.
         memory_error: Why that could not be measured.
         error: Why the case failed.
@@ -50,8 +48,6 @@ class Result:
     compile_s: float | None = None
     iterations: int | None = None
     seconds: list[float] = field(default_factory=list)
-    pass_seconds: list[float] = field(default_factory=list)
-    graphs: list[int] = field(default_factory=list)
     memory_mb: float | None = None
     memory_error: str | None = None
     error: str | None = None
@@ -59,15 +55,11 @@ class Result:
     @property
     def is_timed(self) -> bool:
         """Whether there are timings that count."""
-        return self.error is None and bool(self.seconds or self.pass_seconds)
+        return self.error is None and bool(self.seconds)
 
     def __str__(self) -> str:
         if self.error is not None:
             return f'failed: {self.error}'
-        if self.pass_seconds:
-            first, second = self.pass_seconds
-            graphs = f'{sum(self.graphs)} graphs compiled'
-            return f'{first:.1f} s, then {second:.1f} s; {graphs}, {self.setting}'
         ms = min(trial['ms'] for trial in self.trials if trial['ms'] is not None)
         compiled = '' if self.compile_s is None else f', compiled in {self.compile_s:.0f} s'
         return f'{ms:.4g} ms, {self.setting}{compiled}'
@@ -100,22 +92,14 @@ class Benchmark:
         content = {**self.facts, 'results': [asdict(result) for result in self.results]}
         write_file(self.path, json.dumps(content, indent=1) + '\n')
 
-    def run(self, cases: Sequence[Case], shapes: Sequence[Size]) -> None:
-        """Measure cases, of which those of one size and pass are neighbours.
-
-        Args:
-            cases: What to measure.
-            shapes: Of the image batches of multiscale.
-        """
-        for (size, _), group in groupby(cases, key=lambda case: (case.size, case.pass_name)):
+    def run(self, cases: Sequence[Case]) -> None:
+        """Measure cases, of which those of one size and pass are neighbours."""
+        for _, group in groupby(cases, key=lambda case: (case.size, case.pass_name)):
             results = [Result(case) for case in group]
             self.results += results
-            if size == MULTISCALE:
-                self._run_multiscale(results, shapes)
-            else:
-                torch.compiler.reset()
-                with raised_limit():
-                    self._run_table(results)
+            torch.compiler.reset()
+            with raised_limit():
+                self._run_table(results)
 
     def _run_table(self, results: Sequence[Result]) -> None:
         """Measure cases of one size and pass."""
@@ -168,26 +152,6 @@ class Benchmark:
             took = time.perf_counter() - began
             print(f'round {number}/{self.rounds}: {took:.1f} s', flush=True)
 
-    def _run_multiscale(self, results: Sequence[Result], shapes: Sequence[Size]) -> None:
-        """Measure cases over all shapes, twice.
-
-        All modes take the setting that is the fastest eagerly, on the first shape. timm's Swin is
-        built for one size and left out.
-        """
-        for number, result in enumerate(results, start=1):
-            case = replace(result.case, size=shapes[0])
-            settings = list_settings(case.network, timm=False)
-            step = try_settings(result, replace(case, mode=EAGER), settings)
-            if step is not None:
-                try:
-                    time_shapes(result, case, step.setting, shapes)
-                except Exception as error:  # whatever a library raises is the result
-                    result.error = reason_of(error)
-            del step
-            free_memory()
-            print(f'[{number}/{len(results)}] {result.case}: {result}', flush=True)
-            self.save()
-
 
 def try_settings(result: Result, case: Case, settings: Sequence[Setting]) -> Step | None:
     """Try settings of a case briefly and keep the fastest.
@@ -235,30 +199,3 @@ def _trial_seconds(step: Step) -> float:
     iterations = iterations_for(seconds, TRIAL_SECONDS)
     repeats = TRIAL_REPEATS if seconds * iterations <= TRIAL_LIMIT else 1
     return min(step.time(iterations) for _ in range(repeats))
-
-
-def time_shapes(result: Result, case: Case, setting: Setting, shapes: Sequence[Size]) -> None:
-    """Time two passes over all shapes, and count the graphs that are compiled.
-
-    The first pass meets every shape for the first time, with all that is compiled or planned for
-    it; the second shows what remains.
-
-    Args:
-        result: Where the seconds and the numbers are noted.
-        case: What to time, at the first shape.
-        setting: How to build the network.
-        shapes: Of the image batches.
-    """
-    from torch._dynamo.utils import counters
-
-    torch.compiler.reset()
-    step, seconds = Step(case, setting), []
-    graphs = [counters['stats']['unique_graphs']]
-    for shape in (*shapes, *shapes):
-        step.images = step.make_images(shape)
-        seconds.append(step.time(1))
-        graphs.append(counters['stats']['unique_graphs'])
-    number = len(shapes)
-    result.pass_seconds = [sum(seconds[:number]), sum(seconds[number:])]
-    marks = pairwise(graphs[i] for i in (0, 1, number, 2 * number))
-    result.graphs = [after - before for before, after in marks]

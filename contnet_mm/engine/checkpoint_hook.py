@@ -11,6 +11,7 @@ from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from contnet_mm.engine.feature_widths import check_feature_widths
 from contnet_mm.engine.seeds import IterationSeeds
 from contnet_mm.registry import HOOKS
 from contnet_mm.utils.files import remove_unfinished, write_file
@@ -44,6 +45,10 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     - With ``save_best``, a training that was stopped before a validation had come to its end
       validates when it is resumed, so that no best checkpoint is missed.
     """
+
+    def before_run(self, runner: Runner) -> None:
+        """Refuse a model whose neck or head would fail at its first image."""
+        check_feature_widths(runner.model)
 
     def before_train(self, runner: Runner) -> None:
         """Clear up after a kill, and go on where it was."""

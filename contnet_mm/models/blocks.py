@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from contnet_mm.models.encoder import WindowEncoders
-from contnet_mm.models.linear import autocast_dtype, has_hooks
-from contnet_mm.models.mode import is_compiling, is_tracing
-from contnet_mm.models.window_attention import choose_way
-from contnet_mm.models.window_layout import WindowLayout, window_layout
+from contnet_mm.models.encoder import Encoder
+from contnet_mm.models.recompute import recompute
+from contnet_mm.models.windows import padding_mask, to_map, to_windows
 from contnet_mm.registry import MODELS
 from contnet_mm.utils.checks import check_flag
 
@@ -93,12 +89,15 @@ class ConTBlock(nn.Module):
         out_channels: Width of the output; None builds neither convolution nor shortcut.
         norm_cfg: See :func:`build_norm`.
         with_cp: Recompute the encoders in the backward pass instead of keeping their activations.
+        window_sizes: Of the first and the second encoder; one divides the other.
         kernel_size: Kernel size of the convolution, 1 or 3.
-        stride: Stride of the convolution and the shortcut.
+        stride: Stride of the output.
         dilation: Dilation of the convolution.
         avg_down: Shrink the shortcut by average pooling, not by the stride of its convolution.
+        dense: Compute the sum of convolution and shortcut at stride 1, as the feature map, and take
+            the output from it.
         out_drop_rate: Dropout of the output.
-        **encoder_cfg: Arguments of :class:`~contnet_mm.models.encoder.WindowEncoders`.
+        **encoder_cfg: Further arguments of :class:`~contnet_mm.models.encoder.Encoder`.
     """
 
     def __init__(
@@ -107,101 +106,81 @@ class ConTBlock(nn.Module):
         out_channels: int | None,
         norm_cfg: dict,
         with_cp: bool,
+        window_sizes: tuple[int, int],
         kernel_size: int = 3,
         stride: int = 1,
         dilation: int = 1,
         avg_down: bool = False,
+        dense: bool = False,
         out_drop_rate: float = 0.0,
         **encoder_cfg,
     ) -> None:
         super().__init__()
         self.with_cp, self.out_drop_rate = with_cp, out_drop_rate
-        self.pool_size = stride if avg_down else 1
+        self.stride, self.avg_down, self.dense = stride, avg_down, dense
+        self.outer, self.inner = max(window_sizes), min(window_sizes)
         self.norm = build_norm(norm_cfg, channels)
-        self.encoders = WindowEncoders(channels, **encoder_cfg)
+        self.encoders = nn.ModuleList(
+            Encoder(channels, size, self.inner, **encoder_cfg) for size in window_sizes
+        )
         self.conv = self.downsample = None
         if out_channels is None:
             return
-        self.conv = nn.Conv2d(
-            channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=dilation * (kernel_size // 2),
-            dilation=dilation,
-            bias=False,
-        )
+        stride = 1 if dense else stride
+        padding = dilation * (kernel_size // 2)
+        options = dict(stride=stride, padding=padding, dilation=dilation, bias=False)
+        self.conv = nn.Conv2d(channels, out_channels, kernel_size, **options)
         if out_channels != channels:
-            self.downsample = nn.Conv2d(
-                channels, out_channels, 1, stride=1 if avg_down else stride, bias=False
-            )
+            stride = 1 if avg_down else stride
+            self.downsample = nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False)
 
-    def forward(self, x: Tensor, layout: WindowLayout) -> tuple[Tensor | None, Tensor]:
+    def padding_masks(self, x: Tensor) -> list[Tensor | None]:
+        """Return the mask of each encoder for maps of the size of ``x``, [B, any C, H, W]."""
+        masks = {p: padding_mask(x, p, self.outer, self.inner) for p in (self.inner, self.outer)}
+        return [masks[encoder.window_size] for encoder in self.encoders]
+
+    def forward(self, x: Tensor, masks: Sequence[Tensor | None]) -> tuple[Tensor | None, Tensor]:
         """Compute the block.
 
         Args:
             x: Map, [B, C, H, W].
-            layout: Layout of its windows; see :func:`stage_layout`.
+            masks: See :meth:`padding_masks`.
 
         Returns:
-            The output, [B, out_channels, ceil(H / stride), ceil(W / stride)] or None, and the map
-            of the second encoder, [B, C, H, W].
+            The output, [B, out_channels, ceil(H / stride), ceil(W / stride)] or None; and the
+            feature map, [B, out_channels, H, W] if ``dense``, otherwise [B, C, H, W].
         """
-        # Hooks may keep the norm's output, and backward hooks forbid in-place changes of it.
-        y = F.relu(self.norm(x), inplace=not has_hooks(self.norm))
-        # The norm stays outside, or recomputing would update its running statistics twice.
-        # Inductor (torch 2.11) cannot recompute dropout.
-        is_kept = layout.is_traced and self.encoders.has_dropout
-        if self.with_cp and torch.is_grad_enabled() and not is_kept:
-            r = checkpoint(self.encoders, y, layout, use_reentrant=False)
+        y = F.relu(self.norm(x))
+        if self.with_cp and self.training:  # not the norm: it would update its statistics twice
+            has_dropout = self.encoders[0].ffn.drop_rate > 0
+            encoded = recompute(self.encode, y, masks, has_dropout=has_dropout)
         else:
-            r = self.encoders(y, layout)
+            encoded = self.encode(y, masks)
         if self.conv is None:
-            return None, r
+            return None, encoded
+        residual, shortcut = self.conv(encoded), x
         if self.downsample is not None:
-            if self.pool_size > 1:
-                y = F.avg_pool2d(y, self.pool_size, ceil_mode=True, count_include_pad=False)
-            x = self.downsample(y)
-        out = self.conv(r) + x
-        return F.dropout(out, self.out_drop_rate, self.training), r
+            shortcut = self.downsample(y if self.dense else self._pool(y))
+        out = F.dropout(residual + shortcut, self.out_drop_rate, self.training)
+        if not self.dense:
+            return out, encoded
+        if self.avg_down and self.stride > 1:  # pooling and a 1x1 convolution commute
+            return self._subsample(residual) + self._pool(shortcut), out
+        return self._subsample(out), out
 
+    def _subsample(self, x: Tensor) -> Tensor:
+        """Take every ``stride``-th row and column, as a strided convolution does."""
+        return x if self.stride == 1 else F.avg_pool2d(x, 1, self.stride)
 
-def stage_layout(
-    blocks: Sequence[ConTBlock], size: Sequence[int], x: Tensor, compiled: bool = False
-) -> WindowLayout:
-    """Return the layout of the windows of a stage, which all its blocks share.
+    def _pool(self, x: Tensor) -> Tensor:
+        """Average over squares of ``stride`` pixels, if that is how the shortcut shrinks."""
+        if not self.avg_down or self.stride == 1:
+            return x
+        return F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
 
-    Args:
-        blocks: Blocks of the stage.
-        size: Height and width of its maps.
-        x: Any map of the images, for their number, device and dtype.
-        compiled: Whether the blocks are compiled by themselves, without this call.
-    """
-    recorder = dict(is_compiling=compiled or is_compiling(), is_tracing=is_tracing())
-    # Blocks that are compiled by themselves have one program for all sizes.
-    may_fuse = not compiled
-    # A compiler gets the layout as an input.
-    make = _stage_layout_in_graph_break if recorder['is_compiling'] else _stage_layout
-    return make(blocks, size, x, recorder, may_fuse)
-
-
-def _stage_layout(
-    blocks: Sequence[ConTBlock],
-    size: Sequence[int],
-    x: Tensor,
-    recorder: dict[str, bool],
-    may_fuse: bool,
-) -> WindowLayout:
-    encoders, dtype = blocks[0].encoders, autocast_dtype(x.device.type) or x.dtype
-    has_dropout = any(block.encoders.has_dropout for block in blocks)
-    options = (encoders.head_dim, encoders.has_bias, has_dropout)
-    largest = max(encoders.window_sizes)
-    is_whole = may_fuse and not any(int(length) % largest for length in size)
-    way = choose_way(x.device, dtype, *options, **recorder, is_whole=is_whole)
-    is_traced = any(recorder.values())
-    return window_layout(*size, encoders.window_sizes, way, len(x), x.device, is_traced)
-
-
-# torch.compiler.disable does the same, but imports the compiler at once: half a second more to
-# import the network.
-_stage_layout_in_graph_break = torch._disable_dynamo(_stage_layout)
+    def encode(self, y: Tensor, masks: Sequence[Tensor | None]) -> Tensor:
+        """Run both encoders, [B, C, H, W] -> [B, C, H, W]."""
+        tokens = to_windows(y, self.outer, self.inner)
+        for encoder, mask in zip(self.encoders, masks, strict=True):
+            tokens = encoder(tokens.reshape(-1, encoder.window_size**2, y.shape[1]), mask)
+        return to_map(tokens, y.shape[2:], self.outer, self.inner)

@@ -6,79 +6,26 @@ import math
 import re
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from contnet_mm.models.arch import NUM_STAGES, resolve_arch
-from contnet_mm.models.blocks import ConTBlock, build_stem, channels_last, stage_layout
+from contnet_mm.models.blocks import ConTBlock, build_stem, channels_last
 from contnet_mm.models.position import RelativePosition
 from contnet_mm.models.pretrained import PretrainedModule
-from contnet_mm.models.window_layout import HAS_CUSTOM_OPS, WindowLayout
 from contnet_mm.registry import MODELS
-from contnet_mm.utils.checks import check_flag, check_integer, check_integers
+from contnet_mm.utils.checks import check_choice, check_flag, check_integer, check_integers
 
 MIN_SIZE = 32  # pixels; the stride of the last map
 STEM_STRIDE = 4
-
-
-class Stages(nn.ModuleList):
-    """The blocks behind the stem, stage by stage.
-
-    Args:
-        stages: Blocks of each stage.
-        out_indices: Which stages to return a map of.
-        compile: Whether to compile them. The stem is left out: its pooling makes a compiler
-            distinguish even sizes from odd ones, and has nothing to fuse.
-
-    Raises:
-        ValueError: If they are to be compiled and torch is too old.
-    """
-
-    def __init__(
-        self, stages: Sequence[nn.ModuleList], out_indices: Sequence[int], compile: bool
-    ) -> None:
-        super().__init__(stages)
-        self.out_indices = out_indices
-        self.compiled = check_flag('compile', compile)
-        if compile and not HAS_CUSTOM_OPS:
-            raise ValueError(f'compile=True needs torch 2.4 or newer, this is {torch.__version__}')
-        self._compile()
-
-    def forward(self, x: Tensor, layouts: Sequence[WindowLayout]) -> tuple[Tensor, ...]:
-        """Compute the wanted maps from the stem's, [B, C, H, W], and a layout per stage."""
-        outs = []
-        for i, (stage, layout) in enumerate(zip(self, layouts, strict=True)):
-            for block in stage:
-                x, encoded = block(x, layout)
-            if i in self.out_indices:
-                # The network is channels-last inside, but mmcv's RoIAlign reads any memory as NCHW
-                # and silently returns wrong crops.
-                outs.append((x if i == NUM_STAGES - 1 else encoded).contiguous())
-        return tuple(outs)
-
-    def __getitem__(self, index: int | slice) -> nn.Module:
-        if isinstance(index, slice):  # a plain list: some of the stages are no network
-            return nn.ModuleList([*self][index])
-        return super().__getitem__(index)
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self._compile()  # copies come without the compiled program
-
-    def _compile(self) -> None:
-        if self.compiled:
-            self.compile(dynamic=True, fullgraph=True)
 
 
 @MODELS.register_module()
 class ConTNet(PretrainedModule):
     """ConTNet, a convolution-transformer network (arXiv 2104.13497).
 
-    Gives maps like a ResNet's, at strides 4, 8, 16 and 32 of the input. The first three are the
-    output of the second encoder in the last block of their stage, the richest map before it is
-    down-sampled; the fourth is the output of the network. Any height and width from 32 pixels is
-    taken: windows at the border are as small as the map makes them, and at multiples of 224 the
-    result is that of the official network.
+    Gives maps like a ResNet's, at strides 4, 8, 16 and 32 of the input, for any height and width
+    from 32 pixels. Windows at the border are padded and padding is masked as keys, so that it
+    changes nothing; at multiples of 224 the result is that of the official network.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'medium'``, ``'base'`` (or the paper's ``'Ti'``, ``'S'``,
@@ -88,8 +35,12 @@ class ConTNet(PretrainedModule):
         in_channels: Channels of the image.
         strides: Stride of each stage relative to the one before; the first is 1.
         dilations: Dilation of the 3x3 convolutions of each stage.
-        out_indices: Which of the four maps to return, increasing. What none of them needs is not
-            built.
+        out_indices: Which of the four maps to return, increasing. Layers that none of them needs
+            are not built.
+        feature_location: Where the first three maps are taken. ``'block'``: the output of the last
+            block of the stage before it is subsampled, twice as wide as the stage. ``'encoder'``:
+            the output of the second encoder in that block, as wide as the stage; cheaper. The
+            fourth map is the output of the network in either case.
         position: ``'absolute'`` (learned tables added to the tokens) or ``'relative'`` (learned
             bias of the logits).
         pre_norm: Normalise before each half of an encoder instead of after its sum.
@@ -101,12 +52,6 @@ class ConTNet(PretrainedModule):
         norm_cfg: Norm at the start of each block; see :func:`~contnet_mm.models.blocks.build_norm`.
         norm_eval: Keep batch norm in eval mode while training.
         with_cp: Recompute encoders in the backward pass to save memory; the values stay the same.
-        compile: Compile the stages with ``torch.compile``, once for all image sizes; needs torch
-            2.4. MMEngine's own ``compile`` takes the whole model, which detectors break. Blocks
-            with dropout, as ConT-B has them, then keep their activations in spite of ``with_cp``.
-        fused: On an H100, compute the encoders of stages up to 128 channels wide by Triton kernels,
-            which have not run on one yet. The portable path takes what they do not: other devices,
-            dropout, windows above 14, heads above 64 channels.
         init_cfg: As in MMEngine. ``dict(type='Pretrained', checkpoint=...)`` takes the official
             files as released, our own, and classifiers, detectors and segmentors with this
             backbone, and raises unless each tensor is found.
@@ -119,9 +64,9 @@ class ConTNet(PretrainedModule):
         >>> import torch
         >>> net = ConTNet('tiny').eval()
         >>> net.out_channels, net.out_strides
-        ((48, 96, 192, 768), (4, 8, 16, 32))
+        ((96, 192, 384, 768), (4, 8, 16, 32))
         >>> [tuple(x.shape) for x in net(torch.zeros(1, 3, 64, 100))]
-        [(1, 48, 16, 25), (1, 96, 8, 13), (1, 192, 4, 7), (1, 768, 2, 4)]
+        [(1, 96, 16, 25), (1, 192, 8, 13), (1, 384, 4, 7), (1, 768, 2, 4)]
     """
 
     def __init__(
@@ -131,6 +76,7 @@ class ConTNet(PretrainedModule):
         strides: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 1, 1),
         out_indices: Sequence[int] = (0, 1, 2, 3),
+        feature_location: str = 'block',
         position: str = 'absolute',
         pre_norm: bool = False,
         qkv_bias: bool = True,
@@ -140,8 +86,6 @@ class ConTNet(PretrainedModule):
         norm_cfg: dict = dict(type='BN'),  # noqa: B006 (copied, never written to)
         norm_eval: bool = False,
         with_cp: bool = False,
-        compile: bool = False,
-        fused: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(norm_cfg, norm_eval, init_cfg)
@@ -155,35 +99,26 @@ class ConTNet(PretrainedModule):
             raise ValueError(
                 f'strides must start with 1, since the stem leads to stage 1, got {self.strides}'
             )
-        if position not in ('absolute', 'relative'):
-            raise ValueError(f"position must be 'absolute' or 'relative', got {position!r}")
-        self.avg_down = check_flag('avg_down', avg_down)
-        self.position, self.in_channels = position, in_channels
+        locations = ('block', 'encoder')
+        self.feature_location = check_choice('feature_location', feature_location, locations)
+        self.avg_down, self.in_channels = check_flag('avg_down', avg_down), in_channels
         self.base_channels = arch['base_channels']
-
-        self.stem = build_stem(
-            in_channels, self.base_channels, check_flag('deep_stem', deep_stem), norm_cfg
-        )
-        shared = dict(
-            norm_cfg=norm_cfg,
-            with_cp=check_flag('with_cp', with_cp),
-            position=position,
+        check_flag('deep_stem', deep_stem)
+        options = dict(
+            position=check_choice('position', position, ('absolute', 'relative')),
             pre_norm=check_flag('pre_norm', pre_norm),
             qkv_bias=check_flag('qkv_bias', qkv_bias),
-            fused=check_flag('fused', fused),
         )
-        self._options = dict(
-            position=position,
-            pre_norm=pre_norm,
-            qkv_bias=qkv_bias,
-            avg_down=avg_down,
-            deep_stem=deep_stem,
-        )
+        self._options = dict(options, avg_down=avg_down, deep_stem=deep_stem)
         self._geometry = dict(
             strides=self.strides, dilations=self.dilations, window_sizes=arch['window_sizes']
         )
+        if self.out_indices[0] < NUM_STAGES - 1:  # the last map does not depend on it
+            self._geometry['feature_location'] = feature_location
+        self.stem = build_stem(in_channels, self.base_channels, deep_stem, norm_cfg)
+        shared = dict(options, norm_cfg=norm_cfg, with_cp=check_flag('with_cp', with_cp))
         stages = [self._build_stage(i, arch, shared) for i in range(self.out_indices[-1] + 1)]
-        self.stages = Stages(stages, self.out_indices, compile)
+        self.stages = nn.ModuleList(stages)
         self.apply(_init_module)
         self._freeze()
 
@@ -197,20 +132,28 @@ class ConTNet(PretrainedModule):
             **{k: arch[k][stage] for k in ('window_sizes', 'num_heads', 'feedforward_channels')},
         )
         last: dict = dict(out_channels=2 * channels)
+        is_end = stage == self.out_indices[-1]
         if stage == NUM_STAGES - 1:
-            last.update(kernel_size=1, out_drop_rate=arch['last_drop_rate'])
-        elif stage == self.out_indices[-1]:  # only the map before its convolution is wanted
+            last.update(kernel_size=1, dense=True, out_drop_rate=arch['last_drop_rate'])
+        elif is_end and self.feature_location == 'encoder':  # nothing behind it is wanted
             last.update(out_channels=None)
         else:
-            last.update(stride=self.strides[stage + 1], avg_down=self.avg_down)
+            stride = 1 if is_end else self.strides[stage + 1]
+            dense = self.feature_location == 'block' and stage in self.out_indices
+            last.update(stride=stride, avg_down=self.avg_down, dense=dense)
         ordinary = [dict(out_channels=channels)] * (arch['depths'][stage] - 1)
         return nn.ModuleList(ConTBlock(**own, **shared) for own in [*ordinary, last])
 
     @property
     def out_channels(self) -> tuple[int, ...]:
         """Channels of each returned map."""
-        widths = [self.base_channels * 2**stage for stage in range(NUM_STAGES)]
-        widths[-1] *= 2
+        return self.channels_at(self.feature_location)
+
+    def channels_at(self, feature_location: str) -> tuple[int, ...]:
+        """Return the channels that each returned map has at a ``feature_location``."""
+        widths = [2 * self.base_channels * 2**stage for stage in range(NUM_STAGES)]
+        if feature_location == 'encoder':
+            widths = [*(width // 2 for width in widths[:-1]), widths[-1]]
         return tuple(widths[i] for i in self.out_indices)
 
     @property
@@ -236,18 +179,19 @@ class ConTNet(PretrainedModule):
                 f'images must be [B, {self.in_channels}, H, W] with H and W at least {MIN_SIZE}, '
                 f'got {[*x.shape]}'
             )
-        x = self.stem(channels_last(x))
-        return self.stages(x, self._layouts(x))
-
-    def _layouts(self, x: Tensor) -> list[WindowLayout]:
-        layouts, size = [], x.shape[2:]
-        for stage, stride in zip(self.stages, self.strides, strict=False):
-            size = [-(-length // stride) for length in size]
-            layouts.append(stage_layout(stage, size, x, self.stages.compiled))
-        return layouts
+        x, maps = self.stem(channels_last(x)), []
+        for i, stage in enumerate(self.stages):
+            masks = stage[0].padding_masks(x)
+            for block in stage:
+                x, feature = block(x, masks)
+            if i in self.out_indices:
+                # The network is channels-last inside, but mmcv's RoIAlign reads any memory as NCHW
+                # and silently returns wrong crops.
+                maps.append(feature.contiguous())
+        return tuple(maps)
 
     def owns_key(self, key: str) -> bool:
-        """Tell whether a key of the whole network belongs to a part that is built here."""
+        """Return whether a key of the whole network belongs to a part that is built here."""
         match = re.match(r'stages\.(\d+)\.(\d+)\.(\w+)', key)
         if match is None:
             return not key.startswith(('fc.', 'head.'))

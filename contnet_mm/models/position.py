@@ -1,13 +1,15 @@
-"""Learned positions of tokens in their windows, absolute and relative."""
+"""Learned positions of tokens in their windows, absolute and relative.
+
+A window of side p holds P = p ** 2 tokens in nested order (see :mod:`~contnet_mm.models.windows`).
+"""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contnet_mm.models.window_layout import window_permutation
+from contnet_mm.models.windows import align, to_windows
 
 
 class AbsolutePosition(nn.Module):
@@ -15,25 +17,25 @@ class AbsolutePosition(nn.Module):
 
     Args:
         channels: Width C; even.
-        window_size: Side of a window in tokens.
+        window_size: Side p of a window in tokens.
+        inner_size: Side of the windows nested in it.
     """
 
-    def __init__(self, channels: int, window_size: int) -> None:
+    def __init__(self, channels: int, window_size: int, inner_size: int) -> None:
         super().__init__()
-        self.window_size = window_size
+        self.inner_size = inner_size
         self.rows = nn.Parameter(torch.zeros(window_size, channels // 2))
         self.columns = nn.Parameter(torch.zeros(window_size, channels // 2))
 
-    def table(self) -> Tensor:
-        """Return the position of each token of a window, row by row, [P, C]."""
-        rows = self.rows[:, None].expand(-1, self.window_size, -1)
-        columns = self.columns[None].expand(self.window_size, -1, -1)
-        return torch.cat([rows, columns], dim=-1).flatten(0, 1)
-
-    def forward(self, position_index: Tensor) -> Tensor:
-        """Look up what to add to each token, [L] -> [L, C]."""
-        # The gradient of an embedding adds up in one call, in an order that repeats itself.
-        return F.embedding(position_index, self.table())
+    def forward(self) -> Tensor:
+        """Return what to add to the tokens of a window, [P, C]."""
+        # Rows and columns of inner windows, rows and columns in them: a view, so that the backward
+        # pass sums; an index would make a GPU sort.
+        rows, columns = (x.unflatten(0, (-1, self.inner_size)) for x in (self.rows, self.columns))
+        n, p = rows.shape[:2]
+        rows = rows[:, None, :, None].expand(n, n, p, p, -1)
+        columns = columns[None, :, None].expand(n, n, p, p, -1)
+        return torch.cat([rows, columns], dim=-1).flatten(0, 3)
 
 
 class RelativePosition(nn.Module):
@@ -41,25 +43,25 @@ class RelativePosition(nn.Module):
 
     Args:
         num_heads: Number of attention heads.
-        window_size: Side of a window in tokens.
-        inner_size: Side of the windows nested in it, which the order of its tokens follows.
+        window_size: Side p of a window in tokens.
+        inner_size: Side of the windows nested in it.
     """
 
     def __init__(self, num_heads: int, window_size: int, inner_size: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
-        permutation = window_permutation(window_size, window_size, (window_size, inner_size))
-        row, column = np.divmod(permutation.astype(np.int64), window_size)
-        down = row[:, None] - row + window_size - 1  # query minus key, from 0
-        right = column[:, None] - column + window_size - 1
-        index = torch.from_numpy(down * (2 * window_size - 1) + right)
-        self.register_buffer('index', index, persistent=False)
-        self.register_buffer('rank', torch.from_numpy(np.argsort(permutation)), persistent=False)
+        p = window_size
+        self.table = nn.Parameter(torch.zeros((2 * p - 1) ** 2, num_heads))
+        token = to_windows(torch.arange(p * p).view(1, 1, p, p), p, inner_size).flatten()
+        row, column = token // p, token % p
+        down = row[:, None] - row + p - 1  # query minus key, from 0
+        right = column[:, None] - column + p - 1
+        self.register_buffer('index', align(down * (2 * p - 1) + right), persistent=False)
 
     def forward(self) -> Tensor:
-        """Return the bias of the logits, query by key in the order of tokens, [heads, P, P]."""
-        return F.embedding(self.index, self.table).permute(2, 0, 1)
+        """Return the bias of the logits, query by key, [1, heads, P, aligned P].
 
-    def row_by_row(self) -> Tensor:
-        """Return the same bias with the tokens of a window row by row, [heads, P, P]."""
-        return self()[:, self.rank[:, None], self.rank]
+        torch's fused attention refuses a bias whose last stride is not 1, and copies one with
+        another stride that is not aligned; ``contiguous()`` would leave those of a single head.
+        """
+        bias = F.embedding(self.index, self.table).permute(2, 0, 1)
+        return bias.clone(memory_format=torch.contiguous_format)[None]

@@ -152,10 +152,6 @@ def _fix_roi_head(swap: Swap, path: KeyPath, shapes: FeatureShapes, shared: dict
                 'it with ConTNet is not known'
             )
         swap.set((*path, 'shared_head'), shared, "ConTNet's last stage in place of a ResNet's.")
-        swap.add_warning(
-            'the shared head starts with the convolution that ends stage 3 of ConTNet, without '
-            'the shortcut beside it, which needs what the map no longer holds'
-        )
         old, new = (
             run(build(cfg), torch.zeros(1, channels, 14, 14))[-1].shape[1]
             for cfg, channels in ((layer, old), (shared, new))

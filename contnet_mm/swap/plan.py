@@ -183,10 +183,6 @@ def _default_checkpoint(swap: Swap, arch: str | dict) -> str | None:
 def _shared_head(backbone: dict) -> dict:
     """Return the config of a RoI head's stage that goes with a ConTNet."""
     kept = {key: backbone[key] for key in SHARED_OPTIONS if key in backbone}
-    # Its first norm has to learn: it sees other values than in the whole network.
-    norm_cfg = {k: v for k, v in kept.pop('norm_cfg', {}).items() if k != 'requires_grad'}
-    if norm_cfg not in ({}, dict(type='BN')):
-        kept['norm_cfg'] = norm_cfg
     if 'init_cfg' in backbone:
         kept['init_cfg'] = backbone['init_cfg']
     else:

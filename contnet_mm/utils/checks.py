@@ -48,6 +48,17 @@ def check_flag(name: str, value: object) -> bool:
     return value
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """Return ``value`` if it is one of ``choices``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in choices:
+        raise ValueError(f'{name} must be {" or ".join(map(repr, choices))}, got {value!r}')
+    return value
+
+
 def check_sequence(name: str, values: object, length: int | None = None) -> Sequence:
     """Return ``values`` if it is a tuple or a list, of ``length`` entries.
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contnet_mm.models.contnet import STEM_STRIDE, ConTNet
-from contnet_mm.models.encoder import WindowAttention
-from contnet_mm.models.window_attention import split_heads
-from contnet_mm.models.window_layout import WindowLayout
+from contnet_mm.models.windows import to_windows
 
 
 @dataclass(frozen=True)
@@ -20,64 +18,31 @@ class AttentionInWindow:
 
     Args:
         weights: Of each query for each key, [heads, N, N]; rows sum to 1.
-        tokens: Number of each of the N tokens in the map, counted row by row, [N].
+        tokens: Row and column of each of the N tokens in the map, [N, 2].
         query: Index among these tokens of the one that was asked for.
-        map_size: Height and width of the map in tokens.
         stride: Pixels of the image per token.
     """
 
     weights: Tensor
     tokens: Tensor
     query: int
-    map_size: tuple[int, int]
     stride: int
 
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Edges of the window in pixels: top, left, bottom, right."""
-        rows, columns = self.tokens // self.map_size[1], self.tokens % self.map_size[1]
-        edges = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+        edges = *self.tokens.amin(0), *(self.tokens.amax(0) + 1)
         return tuple(int(edge) * self.stride for edge in edges)
 
     def of_query(self) -> Tensor:
         """Return the mean over heads of the query's weights, as a map of the window, [h, w]."""
-        top, left, bottom, right = (edge // self.stride for edge in self.box)
-        weights = torch.zeros(bottom - top, right - left)
-        rows, columns = self.tokens // self.map_size[1], self.tokens % self.map_size[1]
-        weights[rows - top, columns - left] = self.weights[:, self.query].mean(0)
+        rows, columns = (self.tokens - self.tokens.amin(0)).unbind(1)
+        weights = torch.zeros(int(rows.max()) + 1, int(columns.max()) + 1)
+        weights[rows, columns] = self.weights[:, self.query].mean(0)
         return weights
 
 
-def attention_weights(
-    attn: WindowAttention, x: Tensor, layout: WindowLayout, token: int
-) -> tuple[Tensor, Tensor]:
-    """Compute the attention weights of the window that a token lies in.
-
-    No way to compute attention keeps them (see :class:`~contnet_mm.models.window_layout.Way`), and
-    a GPU's kernels never hold them.
-
-    Args:
-        attn: The layer.
-        x: What it gets, [1, L, C] in the order of ``layout``.
-        layout: Layout of the tokens.
-        token: Number of the token in the map, counted row by row.
-
-    Returns:
-        Weights, query by key, [heads, N, N], and where their N tokens are in ``x``, [N].
-    """
-    position_index = layout.windows[attn.window_size].position_index
-    starts = [*(position_index == 0).nonzero().flatten().tolist(), x.shape[1]]
-    index = token if layout.inverse is None else int(layout.inverse[token])
-    start = max(first for first in starts if first <= index)
-    end = min(first for first in starts if first > index)
-    q, k, _ = split_heads(attn.qkv(x[:, start:end]), attn.num_heads)
-    logits = q[0] @ k[0].transpose(-1, -2) * q.shape[-1] ** -0.5
-    if attn.position is not None:
-        here = position_index[start:end].long()
-        logits = logits + attn.position.row_by_row()[:, here[:, None], here]
-    return logits.softmax(-1), torch.arange(start, end, device=x.device)
-
-
+@torch.no_grad()
 def attention_at(
     backbone: nn.Module, image: Tensor, row: int, column: int
 ) -> list[tuple[AttentionInWindow, AttentionInWindow]]:
@@ -100,32 +65,35 @@ def attention_at(
     height, width = image.shape[2:]
     if not (0 <= row < height and 0 <= column < width):
         raise ValueError(f'row {row}, column {column} is not in the image of {height} x {width}')
-    found: dict[tuple[int, int], AttentionInWindow] = {}
-    handles, stride = [], STEM_STRIDE
-    for stage, blocks in enumerate(backbone.stages):
-        stride *= backbone.strides[stage]
-        for number, encoder in enumerate(blocks[-1].encoders):
-            keep = partial(_keep, found, (stage, number), row, column, stride)
-            handles.append(encoder.attn.register_forward_pre_hook(keep))
+    found, handles, stride = [], [], STEM_STRIDE
+    for blocks, own_stride in zip(backbone.stages, backbone.strides, strict=False):
+        stride *= own_stride
+        places = [torch.arange(-(-length // stride)) + 1 for length in (height, width)]
+        places = torch.stack(torch.meshgrid(*places, indexing='ij'))[None]
+        tokens = to_windows(places, blocks[-1].outer, blocks[-1].inner) - 1  # padding is at -1
+        look = partial(_look, found, tokens, (row // stride, column // stride), stride)
+        handles += [encoder.attn.register_forward_pre_hook(look) for encoder in blocks[-1].encoders]
     try:
-        # Without gradients a CPU computes a few windows at a time, each as a map of its own.
-        with torch.enable_grad():
-            backbone(image)
+        backbone(image)
     finally:
         for handle in handles:
             handle.remove()
-    return [(found[stage, 0], found[stage, 1]) for stage in range(len(backbone.stages))]
+    return [*zip(found[::2], found[1::2], strict=True)]
 
 
-def _keep(
-    found: dict, key: object, row: int, column: int, stride: int, attn: nn.Module, inputs: tuple
+def _look(
+    found: list, tokens: Tensor, token: tuple[int, int], stride: int, attn: nn.Module, args: tuple
 ) -> None:
-    """Keep the weights of the window around a pixel; a hook of a layer that is about to attend."""
-    x, layout = inputs
-    map_size = int(layout.map_height), x.shape[1] // int(layout.map_height)
-    token = row // stride * map_size[1] + column // stride
-    with torch.no_grad():
-        weights, indices = attention_weights(attn, x, layout, token)
-    tokens = indices if layout.permutation is None else layout.permutation[indices].long()
-    query = tokens.tolist().index(token)
-    found[key] = AttentionInWindow(weights.cpu(), tokens.cpu(), query, map_size, stride)
+    """Find the attention of the window that a token lies in; a hook of a layer about to attend."""
+    x = args[0]
+    tokens = tokens.reshape(*x.shape[:2], 2)
+    window, query = (tokens == torch.tensor(token)).all(-1).nonzero()[0]
+    real = (tokens[window, :, 0] >= 0).nonzero().flatten()
+    q, k, _ = attn.split_heads(attn.qkv(x[window, real][None]))
+    logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if attn.position is not None:
+        logits = logits + attn.position()[..., real[:, None], real]
+    query = int((real < query).sum())
+    found.append(
+        AttentionInWindow(logits.softmax(-1)[0].cpu(), tokens[window, real], query, stride)
+    )

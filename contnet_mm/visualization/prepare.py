@@ -19,9 +19,6 @@ from contnet_mm.apis.model_zoo import get_model
 from contnet_mm.checkpoint.load import load_pretrained
 from contnet_mm.models.contnet import ConTNet
 
-# Arguments of ConTNet that hide its layers from hooks.
-HIDING = ('compile', 'fused', 'with_cp')
-
 
 @dataclass(frozen=True)
 class PreparedImage:
@@ -39,11 +36,11 @@ class PreparedImage:
 
 
 def read_model_config(name: str | Path, **backbone: object) -> Config:
-    """Read a config and leave out what hides the layers of ConTNet.
+    """Read a config and set arguments of its backbone.
 
     Args:
         name: Its path or name.
-        **backbone: Arguments of the backbone to set.
+        **backbone: These arguments.
 
     Raises:
         ValueError: If there is no such config, or its model has no backbone.
@@ -52,8 +49,6 @@ def read_model_config(name: str | Path, **backbone: object) -> Config:
     if 'backbone' not in (config.get('model') or {}):
         raise ValueError(f'the model of {name} has no backbone')
     config.model.backbone.update(backbone)
-    for key in HIDING:
-        config.model.backbone.pop(key, None)
     return config
 
 

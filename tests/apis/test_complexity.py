@@ -51,11 +51,11 @@ def test_convolutions_and_linear_layers_are_counted_by_hand():
 
 
 @pytest.mark.parametrize('position', ['absolute', 'relative'])
-def test_attention_counts_smaller_windows_where_the_map_ends(thin_arch, position):
+def test_attention_counts_whole_windows(thin_arch, position):
     thin_arch.update(depths=(1, 1, 1, 1), window_sizes=((7, 14),) * 4)
     net = ConTNet(thin_arch, out_indices=(0,), position=position).eval()
-    # A map of 15 x 14 is one window of 14 x 14 and one of 1 x 14: four of 7 x 7, two of 1 x 7.
-    products = 2 * 8 * (4 * 49**2 + 2 * 7**2 + 196**2 + 14**2)
+    # A map of 15 x 14 is padded to two windows of 14 x 14, and these are eight of 7 x 7.
+    products = 2 * 8 * (8 * 49**2 + 2 * 196**2)
     assert count(net, torch.zeros(1, 3, 60, 56)).attention_macs == products
 
 

@@ -6,14 +6,12 @@ import pytest
 
 from contnet_mm.benchmark import run
 from contnet_mm.benchmark.networks import CHANNELS_LAST, Setting
-from contnet_mm.benchmark.plan import MULTISCALE, NETWORKS, Case, Size
+from contnet_mm.benchmark.plan import NETWORKS, Case, Size
 from contnet_mm.benchmark.run import Benchmark, Result, iterations_for
 
-SMALL = Size(1, 64, 64)
 
-
-def make_case(network, mode='eager', size=SMALL):
-    return Case(network, mode, 'float32', size, 'inference', 'cpu')
+def make_case(network, mode='eager'):
+    return Case(network, mode, 'float32', Size(1, 64, 64), 'inference', 'cpu')
 
 
 class MadeStep:
@@ -37,15 +35,12 @@ class MadeStep:
         self.calls += 1
         return self.seconds[self.case.network, self.setting.memory_format]
 
-    def make_images(self, size):
-        return size
-
 
 @pytest.fixture
 def made_steps(monkeypatch):
     monkeypatch.setattr(run, 'Step', MadeStep)
     settings = [Setting('torchvision'), Setting('torchvision', CHANNELS_LAST)]
-    monkeypatch.setattr(run, 'list_settings', lambda network, timm=None: settings)
+    monkeypatch.setattr(run, 'list_settings', lambda network: settings)
 
 
 @pytest.fixture
@@ -57,7 +52,7 @@ def run_made(made_steps, tmp_path):
         cases = [make_case(network, mode) for network in networks for mode in modes]
         path = tmp_path / 'benchmark.json'
         benchmark = Benchmark(path, {}, rounds, with_memory=False, quick=quick)
-        benchmark.run(cases, [])
+        benchmark.run(cases)
         return benchmark.results
 
     return run_cases
@@ -144,17 +139,3 @@ def test_order_is_shuffled_in_each_round_and_repeatable(tmp_path):
 
     assert order(0) == order(0) != order(1)
     assert len(set(order(0))) > 1
-
-
-def test_multiscale_runs_each_shape_in_both_passes_and_keeps_failures(made_steps, tmp_path):
-    cases = [
-        make_case('resnet50', 'eager', MULTISCALE),
-        make_case('swin-t', 'dynamic', MULTISCALE),
-    ]
-    shapes = [Size(2, 64, 64), Size(2, 64, 96), Size(2, 96, 64)]
-    benchmark = Benchmark(tmp_path / 'benchmark.json', {})
-    benchmark.run(cases, shapes)
-    resnet, swin = benchmark.results
-    assert resnet.pass_seconds == pytest.approx([0.9, 0.9]) and resnet.graphs == [0, 0, 0]
-    assert resnet.setting == 'torchvision, channels_last' and resnet.case.size == MULTISCALE
-    assert 'cannot be built' in swin.error

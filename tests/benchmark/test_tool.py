@@ -10,15 +10,15 @@ from tests.helpers import ROOT, run_tool
 
 def test_script_writes_results_and_tables_without_local_paths(tmp_path, monkeypatch):
     words = ['--sizes', '64x64', '--modes', 'eager', '--dtypes', 'float32', '--rounds', '1']
-    words += ['--networks', 'contnet-ti', 'plain-ti', 'resnet50', '--no-memory']
+    words += ['--networks', 'contnet-ti', 'resnet50', '--no-memory']
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', 'is put back after the test')
     result = run_tool('benchmark', *words, f'--out-dir={tmp_path}', '--device', 'cpu')
     assert result.returncode == 0
-    assert '[1/3] 1x64x64 inference contnet-ti eager float32: ' in result.stdout
+    assert '[1/2] 1x64x64 inference contnet-ti eager float32: ' in result.stdout
     content = json.loads((tmp_path / 'benchmark.json').read_text())
     results = content.pop('results')
     passes = [result['case']['pass_name'] for result in results]
-    assert passes == ['inference'] * 3 + ['training'] * 3
+    assert passes == ['inference'] * 2 + ['training'] * 2
     assert all(len(result['seconds']) == 1 for result in results)
     assert content['command'] == f'python tools/benchmark.py {" ".join(words)} --device cpu'
     page = (tmp_path / 'benchmark.md').read_text()
@@ -30,7 +30,7 @@ def test_script_writes_results_and_tables_without_local_paths(tmp_path, monkeypa
 
 
 def test_script_that_is_interrupted_writes_what_is_done_and_says_so(tmp_path, monkeypatch):
-    def run(self, cases, shapes):
+    def run(self, cases):
         self.results += [Result(cases[0], seconds=[1.0]), Result(cases[1])]
         self.save()
         raise KeyboardInterrupt
@@ -53,7 +53,6 @@ def test_script_that_is_interrupted_writes_what_is_done_and_says_so(tmp_path, mo
         (['--modes', 'fast'], "invalid choice: 'fast' (choose from"),
         (['--sizes', '31x64'], "size '31x64': "),
         (['--rounds', '0'], '--rounds must be at least 1, got 0'),
-        (['--shapes', '0'], 'must be from 1 to 100, got 0'),
         (['--device', 'cpu', '--dtypes', 'tf32'], "dtype 'tf32' needs a CUDA device"),
         (['--passes', 'training', '--dtypes', 'bfloat16-pure'], 'nothing to run'),
     ],

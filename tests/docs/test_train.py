@@ -13,7 +13,7 @@ from mmengine.config import Config
 from contnet_mm.apis.config import find_config
 from contnet_mm.apis.launch import library_of
 from contnet_mm.reproduce.launch import Cluster, plan_launch
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_python
 from tests.mim_commands import changes_of, known_options, parse
 
 PAGE = (ROOT / 'docs' / 'train.md').read_text()
@@ -131,3 +131,9 @@ def test_advice_on_warm_up_changes_the_warm_up():
     }
     warm_up = read_config(said).param_scheduler[0]
     assert (warm_up.type, warm_up.begin, warm_up.end) == ('LinearLR', 0, 2000)
+
+
+def test_the_advice_on_tf32_reaches_linear_layers():
+    (line,) = re.findall(r'`(TORCH_ALLOW_TF32\w+)=1`', PAGE)
+    code = 'import torch; print(torch.backends.cuda.matmul.allow_tf32)'
+    assert run_python('-c', code, **{line: '1'}).stdout.strip() == 'True'

@@ -51,7 +51,7 @@ CASES = {
         'auxiliary_head=dict(in_channels=8, in_index=0)',
         size=(72, 100),  # no multiple of the pooled sizes
     ),
-    'classifier': Case('contnet-ti_demo-imagenet.py', 'head=dict(in_channels=8)', size=(56, 56)),
+    'classifier': Case('contnet-ti_demo-imagenet.py', 'head=dict(in_channels=16)', size=(56, 56)),
 }
 
 

@@ -8,11 +8,8 @@ import torch
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import amp
 
-from contnet_mm.engine.check_finite import Watch
-from contnet_mm.models.window_attention import force_way
-from contnet_mm.models.window_layout import Way
 from tests.helpers import POSITIONS, build
-from tests.numbers import MODE_PARAMS, check, make_images, overflowing
+from tests.numbers import MODE_PARAMS, check, make_images
 from tests.tiny_runner import TinyClassifier
 
 ARCH = dict(
@@ -32,28 +29,10 @@ CASES = {True: [('zero', 0.0), ('random', 1e-4)], False: [('random', 1e4), ('con
 @pytest.mark.parametrize('mode', MODE_PARAMS)
 @pytest.mark.parametrize('position', POSITIONS)
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('way', [Way.GROUPED, Way.PADDED], ids=lambda way: way.name.lower())
-def test_maps_and_gradients_are_finite_and_near_the_reference_in_float64(
-    mode, position, training, way
-):
-    # CPUs take the first way, GPUs may take the second. All kinds of images in both modes:
-    # tests/reliability/test_numbers.py.
+def test_maps_and_gradients_are_finite_and_near_the_reference_in_float64(mode, position, training):
+    # All kinds of images in both modes: tests/reliability/test_numbers.py.
     net = build(ARCH, position=position).train(training)
-    with force_way(way):
-        assert all(check(net, mode, kind, scale, SIZE) for kind, scale in CASES[training])
-
-
-@pytest.mark.parametrize('mode', MODE_PARAMS[2:3])
-def test_where_float16_overflows_can_be_found(mode):
-    # Without a norm after the sum, and with statistics of other images, maps are as large as these.
-    net, x = build(ARCH, pre_norm=True), make_images('random', 3e5, SIZE)
-    watch = Watch(net)
-    with torch.no_grad(), torch.autocast('cpu', torch.float16):
-        net(x)
-    assert watch.finish()[0] == overflowing(net, x)[0] == 'stem.conv'
-
-
-# Training with a loss scaler ----------------------------------------------------------------------
+    assert all(check(net, mode, kind, scale, SIZE) for kind, scale in CASES[training])
 
 
 @pytest.fixture
@@ -73,25 +52,16 @@ def amp_on_a_cpu(monkeypatch):
     monkeypatch.setattr(amp, 'autocast', autocast)
 
 
-@pytest.mark.parametrize(
-    ('kind', 'scale', 'pre_norm'),
-    [
-        ('random', 1e4, False),
-        ('zero', 0.0, False),
-        pytest.param('random', 1e4, True, marks=pytest.mark.slow),
-        pytest.param('constant', 1e4, False, marks=pytest.mark.slow),
-    ],
-)
-def test_a_training_with_a_loss_scaler_goes_on_finite(amp_on_a_cpu, kind, scale, pre_norm):
-    model = TinyClassifier(ARCH, pre_norm=pre_norm).train()
+def test_a_training_with_a_loss_scaler_goes_on_finite(amp_on_a_cpu):
+    model = TinyClassifier(ARCH).train()
     optim_wrapper = amp_optimizer_wrapper.AmpOptimWrapper(
         loss_scale='dynamic',
         dtype='float16',
         optimizer=torch.optim.SGD(model.parameters(), lr=1e-3),
     )
-    data = dict(inputs=make_images(kind, scale, (33, 33)), labels=torch.tensor([0, 1]))
+    data = dict(inputs=make_images('random', 1e4, (33, 33)), labels=torch.tensor([0, 1]))
     steps = 0
-    for _ in range(40):  # of which the scaler may skip those that are to find its scale
+    for _ in range(30):  # of which the scaler may skip those that are to find its scale
         before = model.head.bias.detach().clone()
         loss = model.train_step(data, optim_wrapper)['loss']
         assert torch.isfinite(torch.as_tensor(loss))

@@ -29,7 +29,9 @@ def case(request, tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp('official') / 'checkpoint.pth'
     torch.save({'model': {f'module.{k}': v for k, v in state_dict.items()}, 'epoch': 3}, checkpoint)
     net = ConTNet(
-        **backbone_options(meta), init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint))
+        **backbone_options(meta),
+        feature_location='encoder',
+        init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint)),
     )
     net.init_weights()
     fc = torch.nn.Linear(net.out_channels[-1], 1000)
@@ -49,15 +51,19 @@ def record(net, fc, x):
         tensors['stem'] = output
 
     def keep_stage(stage):
-        def hook(module, args, output):
-            tensors[f'layer{stage}'], tensors[f'layer{stage}_ste2'] = output
+        def keep_output(module, args, output):
+            tensors[f'layer{stage}'] = output[0]
 
-        return hook
+        def keep_encoded(module, args):
+            tensors[f'layer{stage}_ste2'] = args[0]
+
+        return keep_output, keep_encoded
 
     handles = [net.stem.register_forward_hook(keep_stem)]
-    handles += [
-        stage[-1].register_forward_hook(keep_stage(i)) for i, stage in enumerate(net.stages, 1)
-    ]
+    for i, stage in enumerate(net.stages, 1):
+        keep_output, keep_encoded = keep_stage(i)
+        handles.append(stage[-1].register_forward_hook(keep_output))
+        handles.append(stage[-1].conv.register_forward_pre_hook(keep_encoded))
     maps = net(x)
     for handle in handles:
         handle.remove()
@@ -81,18 +87,39 @@ def test_eval_features_and_logits_are_the_official_ones(case, height, width):
     assert difference(logits, recorded[f'{prefix}/logits']) <= TOLERANCE
     assert len(tensors) == 9
     for name, tensor in tensors.items():
-        assert tuple(tensor.shape) == tuple(recorded[f'{prefix}/{name}/shape'])
-        views = dict(
-            corner=tensor[:, :8, :5, :5],
-            end=tensor[:, -8:, -5:, -5:],
-            channel_mean=tensor.mean((0, 2, 3)),
-        )
-        for view, value in views.items():
-            assert difference(value, recorded[f'{prefix}/{name}/{view}']) <= TOLERANCE, (name, view)
+        check(tensor, recorded, f'{prefix}/{name}')
     for ours, name in zip(
         maps, ['layer1_ste2', 'layer2_ste2', 'layer3_ste2', 'layer4'], strict=True
     ):
         assert torch.equal(ours, tensors[name])
+
+
+@pytest.mark.parametrize('height, width', [(224, 224), (224, 448)])
+def test_every_second_row_and_column_of_a_block_map_is_the_official_stage_output(
+    case, height, width
+):
+    meta, recorded, net, _ = case
+    if meta['options']['use_avgdown']:
+        pytest.skip('average pooling of the shortcut reads all rows and columns')
+    x = np.random.RandomState(height * 10007 + width).standard_normal((2, 3, height, width))
+    twin = ConTNet(**backbone_options(meta)).eval()
+    twin.load_state_dict(net.state_dict())
+    with torch.inference_mode():
+        maps = twin(torch.from_numpy(x.astype(np.float32)))
+    for stage, dense in enumerate(maps[:3], 1):
+        check(dense[:, :, ::2, ::2], recorded, f'{height}x{width}/eval/layer{stage}')
+    check(maps[3], recorded, f'{height}x{width}/eval/layer4')
+
+
+def check(tensor, recorded, name):
+    assert tuple(tensor.shape) == tuple(recorded[f'{name}/shape'])
+    views = dict(
+        corner=tensor[:, :8, :5, :5],
+        end=tensor[:, -8:, -5:, -5:],
+        channel_mean=tensor.mean((0, 2, 3)),
+    )
+    for view, value in views.items():
+        assert difference(value, recorded[f'{name}/{view}']) <= TOLERANCE, (name, view)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Train for thousands of steps at random sizes and watch the memory of the process.
 
 ``python -m tests.reliability.soak`` prints the memory of the process, and what it grows by per step
-once all caches are full; ``--layouts`` prints what the cache of layouts takes when it is full.
+once all caches are full.
 
 oneDNN computes torch's convolutions on a CPU and keeps a program for each size: 1,024 of them, and
 something more for each size that is new. So sizes come again here; ``--new-sizes`` shows what
@@ -15,7 +15,6 @@ import gc
 import re
 import tempfile
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from contnet_mm.models import window_layout as layouts
 from tests.tiny_runner import TinyClassifier
 
 ARCH = dict(
@@ -139,16 +137,6 @@ def slope(readings):
     return rate, float(np.sqrt(rest @ rest / (len(step) - 2) / (step @ step)))
 
 
-def fill_layouts():
-    """Return bytes of the cache of layouts when it is full: as counted, and of the process."""
-    before, cpu = memory_used(), torch.device('cpu')
-    for height in count(60):
-        if layouts._cache.bytes_on(cpu) > 0.97 * layouts.CACHE_BYTES:
-            return layouts._cache.bytes_on(cpu), memory_used() - before
-        for width in range(60, 80):
-            layouts.window_layout(height, width, (14, 7))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--steps', type=int, default=2000)
@@ -157,16 +145,9 @@ def main():
     parser.add_argument('--new-sizes', action='store_true', help='let no size come again')
     parser.add_argument('--no-onednn', action='store_true', help='compute without oneDNN')
     parser.add_argument('--torch-alone', action='store_true', help='train a network of torch')
-    parser.add_argument('--layouts', action='store_true', help='fill the cache of layouts instead')
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if args.layouts:
-        counted, measured = fill_layouts()
-        print(f'layouts: {counted / 2**20:.1f} MiB counted, {measured / 2**20:.1f} MiB measured')
-        return
-    # The default bound is not reached in 2,000 steps; what is dropped matters as well.
-    layouts.CACHE_BYTES = 2**18
     options = dict(position=args.position, with_cp=args.with_cp)
     model = TorchAlone(ARCH) if args.torch_alone else TinyClassifier(ARCH, **options)
     with torch.backends.mkldnn.flags(enabled=not args.no_onednn):

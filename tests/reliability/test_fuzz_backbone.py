@@ -48,6 +48,7 @@ def make_case(number):
         position=rng.choice(('absolute', 'relative')),
         out_indices=tuple(sorted(rng.sample(range(4), rng.randrange(1, 5)))),
         **{name: rng.random() < 0.3 for name in ('pre_norm', 'avg_down', 'deep_stem')},
+        feature_location=rng.choice(('block', 'encoder')),
         qkv_bias=rng.random() < 0.7,
         with_cp=rng.random() < 0.2,
         **rng.choice(GEOMETRIES),

@@ -19,7 +19,7 @@ from contnet_mm.swap.pixels import MEAN, STD
 from tests.helpers import ROOT
 
 CONFIGS = ROOT / 'configs'
-WIDTHS = [64, 128, 256, 1024]  # of ConT-M
+WIDTHS = [128, 256, 512, 1024]  # of ConT-M
 
 
 @functools.cache
@@ -28,8 +28,8 @@ def read(name):
 
 
 @functools.cache
-def swapped(name, arch='medium'):
-    return plan_swap(read(name), arch)
+def swapped(name):
+    return plan_swap(read(name))
 
 
 def at(config, path):
@@ -60,9 +60,14 @@ CASES = {
     },
     f'{FASTER}r50-caffe-c4_ms-1x_coco.py': {
         'backbone': dict(out_indices=(2,), frozen_stages=1),
-        'rpn_head.in_channels': 256,
-        'roi_head.bbox_roi_extractor.out_channels': 256,
-        'roi_head.shared_head': dict(type='contnet_mm.ConTLayer', arch='medium', norm_eval=True),
+        'rpn_head.in_channels': 512,
+        'roi_head.bbox_roi_extractor.out_channels': 512,
+        'roi_head.shared_head': dict(
+            type='contnet_mm.ConTLayer',
+            arch='medium',
+            norm_cfg=dict(type='BN', requires_grad=False),
+            norm_eval=True,
+        ),
         'roi_head.bbox_head.in_channels': 1024,
     },
     'mmdet::mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py': {
@@ -90,35 +95,35 @@ CASES = {
     'mmdet::hrnet/faster-rcnn_hrnetv2p-w18-1x_coco.py': {'neck.in_channels': WIDTHS},
     'mmdet::ssd/ssd300_coco.py': {
         'backbone': dict(out_indices=(1, 2)),
-        'neck.in_channels': (128, 256),
-        'neck.out_channels': (128, 256, 512, 256, 256, 256),
-        'bbox_head.in_channels': (128, 256, 512, 256, 256, 256),
+        'neck.in_channels': (256, 512),
+        'neck.out_channels': (256, 512, 512, 256, 256, 256),
+        'bbox_head.in_channels': (256, 512, 512, 256, 256, 256),
     },
     'mmdet::yolo/yolov3_d53_8xb8-320-273e_coco.py': {
         'backbone': dict(out_indices=(1, 2, 3)),
-        'neck.in_channels': [1024, 256, 128],
+        'neck.in_channels': [1024, 512, 256],
         'data_preprocessor': RGB | {'bgr_to_rgb': True},
     },
     'mmdet::yolox/yolox_s_8xb8-300e_coco.py': {
-        'neck.in_channels': [128, 256, 1024],
+        'neck.in_channels': [256, 512, 1024],
         'data_preprocessor': RGB | {'bgr_to_rgb': True},
     },
     # Segmentors
     'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': {
         'backbone': dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), norm_cfg={'type': 'SyncBN'}),
         'decode_head.in_channels': 1024,
-        'auxiliary_head.in_channels': 256,
+        'auxiliary_head.in_channels': 512,
         'pretrained': None,
     },
     'mmseg::fastfcn/fastfcn_r50-d32_jpu_enc_4xb2-80k_cityscapes-512x1024.py': {
-        'neck.in_channels': (128, 256, 1024),
-        'decode_head.in_channels': [128, 256, 2048],  # two maps go through the neck
-        'auxiliary_head.in_channels': 256,
+        'neck.in_channels': (256, 512, 1024),
+        'decode_head.in_channels': [256, 512, 2048],  # two maps go through the neck
+        'auxiliary_head.in_channels': 512,
     },
     'mmseg::mobilenet_v2/mobilenet-v2-d8_deeplabv3plus_4xb2-80k_cityscapes-512x1024.py': {
         'backbone': dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
         'decode_head.in_channels': 1024,
-        'decode_head.c1_in_channels': 64,
+        'decode_head.c1_in_channels': 128,
     },
     'mmseg::ocrnet/ocrnet_hr18_4xb2-40k_cityscapes-512x1024.py': {
         'decode_head.0.in_channels': WIDTHS,
@@ -126,7 +131,7 @@ CASES = {
     },
     'mmseg::knet/knet-s3_swin-t_upernet_8xb2-adamw-80k_ade20k-512x512.py': {
         'decode_head.kernel_generate_head.in_channels': WIDTHS,
-        'auxiliary_head.in_channels': 256,
+        'auxiliary_head.in_channels': 512,
     },
     # Classifiers
     'mmpretrain::resnet/resnet50_8xb32_in1k.py': {
@@ -238,7 +243,10 @@ def by_hand():
 
 @pytest.mark.parametrize(('path', 'arch'), [*by_hand()])
 def test_swapped_config_gives_the_model_of_the_config_by_hand(path, arch):
-    config, expected = swapped(library_parent(path), arch).config, read_config(path)
+    expected = read_config(path)
+    location = expected.model.backbone.get('feature_location', 'block')
+    options = {} if location == 'block' else dict(feature_location=location)
+    config = plan_swap(read(library_parent(path)), arch, options=options).config
     assert shapes(config) == shapes(expected)
     assert config.model.backbone.get('init_cfg') == expected.model.backbone.get('init_cfg')
 
@@ -278,7 +286,7 @@ def test_an_arch_of_ones_own_asks_for_its_weights():
         last_drop_rate=0,
     )
     swap = plan_swap(read(f'{FASTER}r50_fpn_1x_coco.py'), arch)
-    assert swap.config.model.neck.in_channels == [32, 64, 128, 512]
+    assert swap.config.model.neck.in_channels == [64, 128, 256, 512]
     assert 'init_cfg' not in swap.config.model.backbone
     assert any('checkpoint' in line for line in swap.warnings)
 

@@ -1,49 +1,62 @@
-"""Attention weights that a hook computes again are those that the layer attends with."""
+"""Attention weights that a hook computes again are those of a plain softmax per window."""
 
 import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from contnet_mm import ConTNet
-from contnet_mm.models.window_attention import split_heads
-from contnet_mm.visualization.attention import AttentionInWindow, attention_at, attention_weights
+from contnet_mm.visualization.attention import AttentionInWindow, attention_at
 from tests.helpers import POSITIONS, ROOT, build, difference
+from tests.reference import encode_map
 
 SIZE = (150, 118)  # windows at both borders of each stage are cut
 
 
-def watch(net, size):
-    """Return the layer, what it got and what it gave, for each attention of a network."""
-    calls, handles = [], []
-    for name, module in net.named_modules():
-        if name.endswith('.attn'):
-            handles.append(module.register_forward_hook(lambda *call: calls.append(call)))
-    net(torch.randn(1, 3, *size))
-    for handle in handles:
-        handle.remove()
-    return calls
+def softmax_in_window(encoder, x, row, column):
+    """Return the weights of the window around a token of a map, and its tokens row by row."""
+    p, attn = encoder.window_size, encoder.attn
+    top, left = row // p * p, column // p * p
+    window = x[0, :, top : top + p, left : left + p]
+    rows, columns = torch.ones(window.shape[1:]).nonzero().T
+    tokens = window.flatten(1).T
+    if encoder.position is not None:
+        tokens = tokens + torch.cat(
+            [encoder.position.rows[rows], encoder.position.columns[columns]], 1
+        )
+    q, k, _ = attn.qkv(tokens).unflatten(1, (3, attn.num_heads, -1)).permute(1, 2, 0, 3)
+    logits = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+    if attn.position is not None:
+        down, right = rows[:, None] - rows + p - 1, columns[:, None] - columns + p - 1
+        logits = logits + attn.position.table[down * (2 * p - 1) + right].permute(2, 0, 1)
+    return logits.softmax(-1), torch.stack([rows + top, columns + left], 1)
 
 
 @pytest.mark.parametrize('position', POSITIONS)
-def test_weights_times_values_are_what_the_layer_gives(thin_arch, position):
-    calls = watch(build(thin_arch, position=position), SIZE)
-    assert len(calls) == 12
-    for attn, (x, layout), out in calls:
-        with torch.no_grad():
-            *_, v = split_heads(attn.qkv(x), attn.num_heads)
-            expected, seen = torch.zeros_like(out), []
-            for token in range(x.shape[1]):
-                if token in seen:
-                    continue
-                weights, indices = attention_weights(attn, x, layout, token)
-                mixed = (weights @ v[0, :, indices]).transpose(0, 1).flatten(1)
-                expected[0, indices] = attn.proj(mixed)
-                tokens = indices if layout.permutation is None else layout.permutation[indices]
-                assert token in tokens.tolist()
-                seen += tokens.tolist()
-        assert sorted(seen) == list(range(x.shape[1]))  # each window once
-        assert difference(out, expected) < 1e-5
+@pytest.mark.parametrize('pixel', [(0, 0), (149, 117), (80, 100)])
+def test_weights_are_a_softmax_over_the_real_tokens_of_a_window(thin_arch, position, pixel):
+    net, image = build(thin_arch, position=position, with_cp=True), torch.randn(1, 3, *SIZE)
+    maps = []
+    handles = [
+        blocks[-1].register_forward_pre_hook(lambda block, args: maps.append(args[0]))
+        for blocks in net.stages
+    ]
+    pairs = attention_at(net, image, *pixel)
+    for handle in handles:
+        handle.remove()
+    assert not any(module._forward_pre_hooks for module in net.modules())
+    with torch.no_grad():
+        for blocks, x, pair in zip(net.stages, maps, pairs, strict=True):
+            x = F.relu(blocks[-1].norm(x))
+            for encoder, window in zip(blocks[-1].encoders, pair, strict=True):
+                place = [length // window.stride for length in pixel]
+                weights, tokens = softmax_in_window(encoder, x, *place)
+                order = (window.tokens @ torch.tensor([1000, 1])).argsort()
+                assert torch.equal(window.tokens[order], tokens)
+                assert window.tokens[window.query].tolist() == place
+                assert difference(window.weights[:, order][..., order], weights) < 1e-5
+                x = encode_map(encoder, x)
 
 
 def test_windows_around_a_pixel_are_those_of_the_last_block_of_each_stage(thin_arch):
@@ -63,25 +76,12 @@ def test_windows_around_a_pixel_are_those_of_the_last_block_of_each_stage(thin_a
             count = len(window.tokens)
             assert window.weights.shape == (heads, count, count)
             assert torch.allclose(window.weights.sum(-1), torch.ones(heads, count))
-            row, column = divmod(int(window.tokens[window.query]), window.map_size[1])
-            assert (row, column) == (240 // window.stride, 325 // window.stride)
-
-
-def test_without_gradients_the_same_weights_are_found(thin_arch):
-    net, image = build(thin_arch), torch.randn(1, 3, 96, 96)
-    expected = attention_at(net, image, 50, 20)
-    with torch.no_grad():
-        found = attention_at(net, image, 50, 20)
-    for pair, others in zip(found, expected, strict=True):
-        for window, other in zip(pair, others, strict=True):
-            assert torch.equal(window.weights, other.weights)
-    assert not any(module._forward_pre_hooks for module in net.modules())
 
 
 def test_the_map_of_a_query_has_its_weights_where_their_tokens_are():
-    tokens = torch.tensor([7, 6, 12, 11])  # rows 1 and 2, columns 1 and 2 of a map 5 wide
+    tokens = torch.tensor([[1, 2], [1, 1], [2, 2], [2, 1]])
     weights = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.0, 0.5, 0.0]])
-    window = AttentionInWindow(weights[:, None].expand(2, 4, 4), tokens, 2, (4, 5), 8)
+    window = AttentionInWindow(weights[:, None].expand(2, 4, 4), tokens, 2, 8)
     assert torch.allclose(window.of_query(), torch.tensor([[0.1, 0.3], [0.2, 0.4]]))
     assert window.box == (8, 8, 24, 24)
 

@@ -75,7 +75,7 @@ def test_positions_go_through_a_whole_window():
 
 def test_maps_behind_a_layer_norm_have_a_field(thin_arch):
     """The plain sum of their channels does not depend on the image."""
-    net = ConTNet(thin_arch).eval()
+    net = ConTNet(thin_arch, feature_location='encoder').eval()
     image = torch.randn(1, 3, 64, 64, requires_grad=True)
     (grad,) = torch.autograd.grad(net(image)[0][0, :, 8, 8].sum(), image)
     fields = effective_receptive_field(net, images(2), SIDE)

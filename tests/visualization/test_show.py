@@ -12,8 +12,8 @@ from contnet_mm.apis.config import read_config
 from contnet_mm.apis.inference import read_image, write_picture
 from contnet_mm.visualization import show
 from contnet_mm.visualization.activation import ClassScores
-from contnet_mm.visualization.prepare import normalise, prepare_image, read_model_config
-from tests.helpers import ROOT, run_tool
+from contnet_mm.visualization.prepare import normalise, prepare_image
+from tests.helpers import run_tool
 from tests.thin_models import TASKS, make_model
 
 SIZE = (90, 70)  # height and width
@@ -49,17 +49,6 @@ def test_an_image_comes_to_the_network_as_in_a_test(scope, image, tmp_path):
     expected = (torch.from_numpy(prepared.pixels) - mean) / std
     assert torch.allclose(part.permute(1, 2, 0), expected, atol=1e-4)
     assert torch.allclose(normalise(model, prepared.pixels[None])[..., :height, :width], part)
-
-
-def test_arguments_that_hide_layers_are_left_out(tmp_path):
-    path = tmp_path / 'config.py'
-    path.write_text(
-        f'_base_ = {str(ROOT / "configs/demo/retinanet_contnet-ti_fpn_demo.py")!r}\n'
-        'model = dict(backbone=dict(compile=True, fused=True, with_cp=True))\n'
-    )
-    backbone = read_model_config(path, out_indices=(0, 1)).model.backbone
-    assert not {'compile', 'fused', 'with_cp'} & set(backbone)
-    assert backbone.out_indices == (0, 1) and backbone.arch == 'tiny'
 
 
 def test_attention_is_drawn_for_each_stage_with_weights_of_the_backbone_alone(image, tmp_path):

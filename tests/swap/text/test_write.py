@@ -48,7 +48,7 @@ custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(_delete_=True, type='contnet_mm.ConTNet', deep_stem=True),
-    neck=dict(in_channels=[64, 128, 256, 1024]),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
 )
 
 pipeline = [
@@ -66,7 +66,7 @@ def swap_of(original):
     config = Config(original.to_dict())
     config.custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
     config.model.backbone = dict(type='contnet_mm.ConTNet', deep_stem=True)
-    config.model.neck.in_channels = [64, 128, 256, 1024]
+    config.model.neck.in_channels = [128, 256, 512, 1024]
     config.pipeline[1].std = [58.395, 57.12, 57.375]
     config.pipeline[2]['keys'] = ('img',)
     config.load_from = None
