@@ -91,4 +91,4 @@ def test_the_config_of_the_readme_builds_a_detector(tmp_path):
 
 def test_the_python_example_of_the_readme_runs(capsys):
     exec(PYTHON_BLOCKS[1].replace('800, 1333', '80, 133'), {})
-    assert '(64, 128, 256, 1024) (4, 8, 16, 32)' in capsys.readouterr().out
+    assert '(128, 256, 512, 1024) (4, 8, 16, 32)' in capsys.readouterr().out
