@@ -16,6 +16,11 @@ from torch import Tensor
 MASK_ALIGNMENT = 16
 
 
+def count(length: int, size: int) -> int:
+    """Return how many windows of a size a length takes."""
+    return (length + size - 1) // size  # a traced division of a negative number would truncate
+
+
 def pad(x: Tensor, bottom: int, right: int, value: float = 0.0) -> Tensor:
     """Pad a map at the bottom and right, or crop it where the numbers are negative."""
     return F.pad(x, (0, right, 0, bottom), value=value) if bottom or right else x
@@ -24,7 +29,7 @@ def pad(x: Tensor, bottom: int, right: int, value: float = 0.0) -> Tensor:
 def to_windows(x: Tensor, outer: int, inner: int) -> Tensor:
     """Pad a map and take it apart, [B, C, H, W] -> [B * windows, outer ** 2, C]."""
     height, width = x.shape[2:]
-    rows, columns, nested = -(-height // outer), -(-width // outer), outer // inner
+    rows, columns, nested = count(height, outer), count(width, outer), outer // inner
     x = pad(x, rows * outer - height, columns * outer - width).permute(0, 2, 3, 1)
     x = x.unflatten(2, (columns, nested, inner)).unflatten(1, (rows, nested, inner))
     return x.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(3, 6).flatten(0, 2)
@@ -43,7 +48,7 @@ def to_map(tokens: Tensor, size: tuple[int, int], outer: int, inner: int) -> Ten
         The map, [B, C, H, W], channels-last in memory.
     """
     height, width = size
-    rows, columns, nested = -(-height // outer), -(-width // outer), outer // inner
+    rows, columns, nested = count(height, outer), count(width, outer), outer // inner
     x = tokens.reshape(-1, rows, columns, nested, nested, inner, inner, tokens.shape[-1])
     x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6).flatten(1, 3).permute(0, 3, 1, 2)
     return pad(x, height - rows * outer, width - columns * outer)
@@ -64,7 +69,7 @@ def padding_mask(x: Tensor, window_size: int, outer: int, inner: int) -> Tensor 
         [B * windows, 1, 1, P], with P rounded up to a multiple of ``MASK_ALIGNMENT``; None where
         the map is a multiple of the window size.
     """
-    bottom, right = (-length % window_size for length in x.shape[2:])
+    bottom, right = (count(n, window_size) * window_size - n for n in x.shape[2:])
     if not (bottom or right):
         return None
     mask = pad(x.new_zeros(len(x), 1, *x.shape[2:]), bottom, right, value=float('-inf'))
