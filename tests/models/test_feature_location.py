@@ -1,10 +1,14 @@
 """Where maps are taken: before a block is subsampled, or behind its second encoder."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from contnet_mm import ConTNet
+from contnet_mm import ConTNet, get_model
+from contnet_mm.apis.config import read_config
+from contnet_mm.engine.checkpoint_hook import CheckpointHook
 from contnet_mm.engine.feature_widths import check_feature_widths
 from tests.helpers import assert_close, build
 
@@ -115,3 +119,13 @@ def test_a_reader_of_other_widths_is_refused_by_a_line_that_names_the_argument(r
 )
 def test_other_readers_are_left_alone(reader, description):
     check_feature_widths(Model(reader, **description))
+
+
+def test_a_run_and_a_model_by_name_refuse_a_neck_of_other_widths():
+    with pytest.raises(ValueError, match="feature_location='encoder'"):
+        hook = CheckpointHook()
+        hook.before_run(SimpleNamespace(model=Model('neck', in_channels=[48, 96, 192, 768])))
+    config = read_config('retinanet_contnet-ti_fpn_demo')
+    config.model.backbone.feature_location = 'block'
+    with pytest.raises(ValueError, match="feature_location='encoder'"):
+        get_model(config)
