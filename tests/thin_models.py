@@ -15,12 +15,12 @@ DEMO = ROOT / 'configs' / 'demo'
 TASKS = {
     'mmdet': (
         'retinanet_contnet-ti_fpn_demo.py',
-        'neck=dict(in_channels=[8, 16, 32, 128])',
+        'neck=dict(in_channels=[16, 32, 64, 128])',
         'bbox_head.retina_cls.bias',
     ),
     'mmseg': (
         'pspnet_contnet-ti-d8_demo-cityscapes.py',
-        'decode_head=dict(in_channels=128), auxiliary_head=dict(in_channels=32)',
+        'decode_head=dict(in_channels=128), auxiliary_head=dict(in_channels=64)',
         'decode_head.conv_seg.bias',
     ),
     'mmpretrain': ('contnet-ti_demo-imagenet.py', 'head=dict(in_channels=128)', 'head.fc.bias'),

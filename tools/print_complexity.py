@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.logging import MMLogger
 
-from contnet_mm.apis.complexity import DEFAULT_SIZES, make_table, renew_tables
+from contnet_mm.apis.complexity import DEFAULT_SIZES, MMDET2, make_table, renew_tables
 from contnet_mm.utils.files import write_file
 
 
@@ -30,6 +30,13 @@ def make_parser() -> argparse.ArgumentParser:
         help=f'of the image in pixels (default: {sizes})',
     )
     parser.add_argument(
+        '--convention',
+        choices=[MMDET2],
+        help="count as MMDetection 2 did, and so the official README's table of COCO: trainable "
+        'parameters, and multiply-adds of modules without the products inside attention '
+        '(default size of detectors: 896 1344)',
+    )
+    parser.add_argument(
         '--write',
         type=Path,
         nargs='+',
@@ -44,12 +51,13 @@ def main() -> None:
     """Print one table, or write those of pages."""
     parser = make_parser()
     args = parser.parse_args()
-    if bool(args.configs) == bool(args.write) or (args.write and args.size):
-        parser.error('give configs (and --size), or --write and pages')
+    if bool(args.configs) == bool(args.write) or (args.write and (args.size or args.convention)):
+        parser.error('give configs (and --size, --convention), or --write and pages')
     MMLogger.get_current_instance().setLevel('WARNING')  # it would write into the table
     try:
         if args.configs:
-            print(make_table(args.configs, args.size and tuple(args.size)), end='')
+            size = args.size and tuple(args.size)
+            print(make_table(args.configs, size, args.convention), end='')
         for page in args.write:
             text = renew_tables(page)
             changed = text != page.read_text(encoding='utf-8')

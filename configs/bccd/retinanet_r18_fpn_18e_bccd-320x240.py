@@ -24,5 +24,5 @@ model = dict(
 )
 
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=1)
+    logger=dict(interval=10), checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2)
 )

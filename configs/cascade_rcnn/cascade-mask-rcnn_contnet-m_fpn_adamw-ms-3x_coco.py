@@ -7,11 +7,10 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='medium',
-        feature_location='encoder',
         norm_eval=True,
         init_cfg=weights,
     ),
-    neck=dict(in_channels=[64, 128, 256, 1024]),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
 )
 
 optim_wrapper = dict(
@@ -20,4 +19,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'position': dict(decay_mult=0.0)}),
     clip_grad=dict(max_norm=1.0),
 )
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2))
+# The parent evaluates boxes alone.
+val_evaluator = dict(metric=['bbox', 'segm'])
+test_evaluator = val_evaluator

@@ -11,4 +11,4 @@ model = dict(
     backbone=dict(_delete_=True, type='contnet_mm.ConTNet', arch='medium', out_indices=(3,)),
     head=dict(in_channels=1024),
 )
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2))

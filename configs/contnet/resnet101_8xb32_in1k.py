@@ -1,2 +1,2 @@
 _base_ = 'mmpretrain::resnet/resnet101_8xb32_in1k.py'
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2))

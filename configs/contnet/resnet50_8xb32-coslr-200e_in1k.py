@@ -4,4 +4,4 @@ _base_ = [
     'mmpretrain::_base_/schedules/imagenet_bs256_200e_coslr_warmup.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2))

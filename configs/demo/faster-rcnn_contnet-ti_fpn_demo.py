@@ -10,11 +10,9 @@ custom_imports = dict(imports=['contnet_mm'], allow_failed_imports=False)
 # Neck and heads are thinner than COCO needs, so that a laptop trains them in minutes.
 model = dict(
     data_preprocessor=dict(pad_size_divisor=1),  # ConTNet takes any size
-    backbone=dict(
-        _delete_=True, type='contnet_mm.ConTNet', arch='tiny', feature_location='encoder'
-    ),
+    backbone=dict(_delete_=True, type='contnet_mm.ConTNet', arch='tiny'),
     neck=dict(
-        in_channels=[48, 96, 192, 768], out_channels=96, num_outs=4, norm_cfg=dict(type='BN')
+        in_channels=[96, 192, 384, 768], out_channels=96, num_outs=4, norm_cfg=dict(type='BN')
     ),
     rpn_head=dict(
         in_channels=96, feat_channels=96, anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32])

@@ -15,10 +15,10 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
     ),
-    backbone=dict(type='contnet_mm.ConTNet', arch='tiny', feature_location='encoder'),
+    backbone=dict(type='contnet_mm.ConTNet', arch='tiny'),
     neck=dict(
         type='FPN',
-        in_channels=[48, 96, 192, 768],
+        in_channels=[96, 192, 384, 768],
         out_channels=96,
         start_level=1,
         num_outs=3,

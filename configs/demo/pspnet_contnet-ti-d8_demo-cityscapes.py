@@ -15,12 +15,11 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='tiny',
-        feature_location='encoder',
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 2, 4),
     ),
     decode_head=dict(in_channels=768, channels=64),
-    auxiliary_head=dict(in_channels=192, channels=64),
+    auxiliary_head=dict(in_channels=384, channels=64),
 )
 
 train_cfg = dict(max_iters=750, val_interval=250)

@@ -7,11 +7,12 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='medium',
-        feature_location='encoder',
         out_indices=(1, 2, 3),
         norm_eval=True,
         init_cfg=weights,
     ),
-    neck=dict(in_channels=[128, 256, 1024]),
+    neck=dict(in_channels=[256, 512, 1024]),
 )
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2))
+# Without `enable`, which the parent lacks, MMDetection refuses --auto-scale-lr.
+auto_scale_lr = dict(enable=False)

@@ -1,2 +1,2 @@
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2))

@@ -11,14 +11,12 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='medium',
-        feature_location='encoder',
-        frozen_stages=1,
         norm_eval=True,
         init_cfg=weights,
     ),
-    neck=dict(in_channels=[64, 128, 256, 1024]),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
 )
 
 # The parent trains biases at twice the rate and without decay, which a ResNet has none of.
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.0))))
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2))

@@ -1,7 +1,5 @@
 _base_ = './fcos_contnet-m_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py'
 
-model = dict(backbone=dict(frozen_stages=-1))
-
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05),
     # Neither norms nor position tables decay; biases have no rate of their own.

@@ -3,5 +3,5 @@ weights = dict(type='Pretrained', checkpoint='checkpoints/contnet-ti_in1k.pth')
 
 model = dict(
     backbone=dict(arch='tiny', init_cfg=weights),
-    neck=dict(in_channels=[48, 96, 192, 768]),
+    neck=dict(in_channels=[96, 192, 384, 768]),
 )

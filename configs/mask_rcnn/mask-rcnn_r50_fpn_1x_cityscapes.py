@@ -1,4 +1,4 @@
-_base_ = 'mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes.py'
+_base_ = './mask-rcnn_r50_fpn_coco-pretrained_1x_cityscapes.py'
 
 # From ImageNet weights, as ConT-M beside it; the parent starts from a COCO detector.
 model = dict(
@@ -7,5 +7,3 @@ model = dict(
     )
 )
 load_from = None
-auto_scale_lr = dict(base_batch_size=8)
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))

@@ -8,16 +8,15 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='medium',
-        feature_location='encoder',
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 2, 4),
         norm_cfg=dict(type='SyncBN', requires_grad=True),
         init_cfg=weights,
     ),
     decode_head=dict(in_channels=1024),
-    auxiliary_head=dict(in_channels=256),
+    auxiliary_head=dict(in_channels=512),
 )
 
 # (4 GPUs) x (2 images per GPU)
 auto_scale_lr = dict(enable=False, base_batch_size=8)
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2))

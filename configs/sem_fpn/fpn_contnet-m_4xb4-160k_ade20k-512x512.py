@@ -8,13 +8,12 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='medium',
-        feature_location='encoder',
         norm_cfg=dict(type='SyncBN', requires_grad=True),
         init_cfg=weights,
     ),
-    neck=dict(in_channels=[64, 128, 256, 1024]),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
 )
 
 # (4 GPUs) x (4 images per GPU)
 auto_scale_lr = dict(enable=False, base_batch_size=16)
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2))

@@ -8,12 +8,11 @@ model = dict(
         _delete_=True,
         type='contnet_mm.ConTNet',
         arch='medium',
-        feature_location='encoder',
         norm_cfg=dict(type='SyncBN', requires_grad=True),
         init_cfg=weights,
     ),
-    decode_head=dict(in_channels=[64, 128, 256, 1024]),
-    auxiliary_head=dict(in_channels=256),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512),
 )
 
 optim_wrapper = dict(
@@ -26,4 +25,4 @@ optim_wrapper = dict(
 
 # (8 GPUs) x (2 images per GPU)
 auto_scale_lr = dict(enable=False, base_batch_size=16)
-default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook'))
+default_hooks = dict(checkpoint=dict(type='contnet_mm.CheckpointHook', max_keep_ckpts=2))

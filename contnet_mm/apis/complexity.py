@@ -1,12 +1,13 @@
 """Count parameters and multiply-adds of a config's model, in a table beside what was published.
 
 What papers call the FLOPs of a network are mostly multiply-adds (MACs): one for each product in a
-convolution, a linear layer or an attention.
+convolution, a linear layer or an attention. The convention ``'mmdet2'`` is that of the official
+README's table of COCO.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -28,8 +29,14 @@ DEFAULT_SIZES = {'mmdet': (800, 1280), 'mmpretrain': (224, 224), 'mmseg': (512, 
 NUM_PROPOSALS = 1000  # as most configs in a test, but fixed: random weights shall decide nothing
 DENSE = ('convolution', '_convolution', 'addmm', 'mm')  # operators with weights
 
+MMDET2 = 'mmdet2'
+# 1333 x 800 pixels padded to multiples of 224, as the official network needs it.
+MMDET2_SIZE = (896, 1344)
+
 COLUMNS = ('config', 'input', 'parameters (M)', 'convolution + linear (GMACs)', 'attention (GMACs)')
-COLUMNS += ('total (GMACs)', 'published parameters (M)', 'published FLOPs (G)')
+COLUMNS += ('total (GMACs)',)
+MMDET2_COLUMNS = ('config', 'input', 'trainable parameters (M)', 'FLOPs (G)')
+PUBLISHED = ('published parameters (M)', 'published FLOPs (G)')
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,37 @@ def count_config(config: Config, size: tuple[int, int]) -> Complexity:
     Raises:
         ValueError: If the size is not positive, or the model cannot be run on shapes alone.
     """
+
+    def measure(model: nn.Module, **kwargs) -> Complexity:
+        return count(model, torch.empty(1, 3, *size), **kwargs)
+
+    return _measure(config, size, measure)
+
+
+def count_mmdet2(config: Config, size: tuple[int, int]) -> tuple[int, int]:
+    """Count the model of a config for one image as MMDetection 2 did, by MMCV's counter.
+
+    It counts multiply-adds of modules: convolutions and linear layers with their biases, one per
+    value for ReLU and pooling, two for a norm. Products inside attention are no module, and frozen
+    parameters are left out. For arguments and errors see :func:`count_config`.
+
+    Returns:
+        Trainable parameters and multiply-adds.
+    """
+    from mmcv.cnn import get_model_complexity_info
+
+    def measure(model: nn.Module, **kwargs) -> tuple[int, int]:
+        model.to('meta').forward = partial(model.forward, **kwargs)
+        macs, params = get_model_complexity_info(
+            model, (3, *size), print_per_layer_stat=False, as_strings=False
+        )
+        return params, macs
+
+    return _measure(config, size, measure)
+
+
+def _measure(config: Config, size: tuple[int, int], measure: Callable):
+    """Call ``measure`` with a config's model and the arguments of its raw forward."""
     if min(size) < 1:
         raise ValueError(f'size must be two positive numbers, got {size[0]} {size[1]}')
     with DefaultScope.overwrite_default_scope(config.default_scope):
@@ -93,8 +131,7 @@ def count_config(config: Config, size: tuple[int, int]) -> Complexity:
         model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
         samples = _prepare_detector(model, size) if config.default_scope == 'mmdet' else None
         try:
-            inputs = torch.empty(1, 3, *size, device='meta')
-            return count(model, inputs, data_samples=samples, mode='tensor')
+            return measure(model, data_samples=samples, mode='tensor')
         except (NotImplementedError, RuntimeError) as error:
             raise ValueError(
                 f'{type(model).__name__} cannot be counted at {size[0]}x{size[1]}: its forward '
@@ -139,7 +176,7 @@ def _read_published() -> dict[tuple[str, ...], tuple[float, float]]:
     """Return what metafiles say of the tables of the official README.
 
     FLOPs of ConTNet are multiply-adds of convolutions and linear layers there; those of DeiT
-    include attention. For detectors the size of the images is not published.
+    include attention.
     """
     found = {}
     for path in (resources() / 'configs').glob('*/metafile.yml'):
@@ -156,42 +193,65 @@ def _key(name: str) -> tuple[str, ...]:
     return (*fields[: 1 if fields[-1] == 'in1k' else 2], fields[-1])
 
 
-def make_table(names: Iterable[str | Path], size: tuple[int, int] | None = None) -> str:
+def make_table(
+    names: Iterable[str | Path],
+    size: tuple[int, int] | None = None,
+    convention: str | None = None,
+) -> str:
     """Count some configs and return a Markdown table with one row for each.
+
+    Published values stand beside where they can be compared: those of classifiers at 224 x 224
+    pixels, and those of detectors by ``'mmdet2'`` at 896 x 1344.
 
     Args:
         names: Paths or names of configs.
-        size: Height and width of the image in pixels; by default that of ``DEFAULT_SIZES``. For
-            other sizes the published values are left out.
+        size: Height and width of the image in pixels; by default that of ``DEFAULT_SIZES``, or of
+            the published values.
+        convention: ``'mmdet2'`` counts as :func:`count_mmdet2` does, None as :func:`count_config`.
 
     Raises:
         ValueError: If a config cannot be found or counted.
     """
-    rows = []
+    rows, compared = [], False
     for name in names:
         config = read_config(name)
-        default = DEFAULT_SIZES[config.default_scope]
+        library, by_mmdet2 = config.default_scope, convention == MMDET2
+        default = MMDET2_SIZE if by_mmdet2 and library == 'mmdet' else DEFAULT_SIZES[library]
         height, width = size or default
-        counted = count_config(config, (height, width))
-        dense, attention = counted.conv_linear_macs / 1e9, counted.attention_macs / 1e9
-        numbers = (counted.params / 1e6, dense, attention, dense + attention)
-        published = find_published(name) if (height, width) == default else None
+        if by_mmdet2:
+            numbers = count_mmdet2(config, (height, width))
+            numbers = numbers[0] / 1e6, numbers[1] / 1e9
+        else:
+            counted = count_config(config, (height, width))
+            dense, attention = counted.conv_linear_macs / 1e9, counted.attention_macs / 1e9
+            numbers = (counted.params / 1e6, dense, attention, dense + attention)
+        is_comparable = (height, width) == default and by_mmdet2 == (library == 'mmdet')
+        published = find_published(name) if is_comparable else None
+        compared = compared or published is not None
         cells = [f'`{Path(name).stem}`', f'{height}x{width}', *(f'{n:.2f}' for n in numbers)]
         rows.append([*cells, *(published or ('', ''))])
-    return markdown.make_table(COLUMNS, rows, numbers=len(COLUMNS) - 2)
+    columns = (MMDET2_COLUMNS if convention == MMDET2 else COLUMNS) + PUBLISHED
+    if not compared:
+        columns, rows = columns[:-2], [row[:-2] for row in rows]
+    return markdown.make_table(columns, rows, numbers=len(columns) - 2)
 
 
 def renew_tables(page: Path) -> str:
     """Return the text of a Markdown page with its tables of complexity made anew.
 
     They are marked as :func:`~contnet_mm.utils.markdown.renew_page` says, by the name
-    ``complexity`` and paths of configs, relative to the page as in a link.
+    ``complexity`` and paths of configs, relative to the page as in a link; ``--convention mmdet2``
+    may stand before them.
 
     Raises:
         ValueError: If the marks are wrong, or if a config cannot be found or counted.
     """
 
-    def renew(names: str) -> str:
-        return make_table(name if '::' in name else page.parent / name for name in names.split())
+    def renew(text: str) -> str:
+        names, convention = text.split(), None
+        if names[0] == '--convention':
+            _, convention, *names = names
+        paths = (name if '::' in name else page.parent / name for name in names)
+        return make_table(paths, convention=convention)
 
     return markdown.renew_page(page, 'complexity', renew)

@@ -111,25 +111,60 @@ def test_nothing_of_a_resnet_parent_is_left(contnet_config):
     assert preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
 
 
-def test_checkpoints_are_whole_and_resume_exactly(config):
-    assert config.default_hooks.checkpoint.type == 'contnet_mm.CheckpointHook'
+def test_checkpoints_are_whole_and_two_are_kept(config):
+    checkpoint = config.default_hooks.checkpoint
+    assert (checkpoint.type, checkpoint.max_keep_ckpts) == ('contnet_mm.CheckpointHook', 2)
 
 
-def test_freezing_follows_the_optimizer_and_the_start(contnet_config):
+def test_maps_are_those_of_the_default_but_in_variants_that_say_so(contnet_config):
+    path, config = contnet_config
+    location = config.model.backbone.get('feature_location', 'block')
+    assert location == ('encoder' if path.stem.endswith('-encoder-maps') else 'block')
+
+
+@pytest.mark.parametrize('family', ['retinanet', 'fcos', 'faster_rcnn', 'mask_rcnn'])
+def test_each_detector_of_the_tables_has_one_variant_with_encoder_maps(family):
+    assert len([*(FOLDER / family).glob('*-encoder-maps.py')]) == 1
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'divisor'), [('faster_rcnn/*-pad224.py', 224), ('bccd/*.py', 32)], ids=str
+)
+def test_images_are_padded_to_multiples(pattern, divisor):
+    """224 as the official network needs it; blood cells alike for both backbones."""
+    found = [parse_once(path).model.data_preprocessor for path in FOLDER.glob(pattern)]
+    assert found and all(preprocessor.pad_size_divisor == divisor for preprocessor in found)
+
+
+def test_masks_are_evaluated_where_they_are_predicted(config):
+    if config.default_scope == 'mmdet':
+        has_masks = 'mask_head' in config.model.get('roi_head', {})
+        for evaluators in (config.val_evaluator, config.test_evaluator):
+            coco = evaluators[0] if isinstance(evaluators, list) else evaluators
+            assert ('segm' in coco.metric) == has_masks and 'bbox' in coco.metric
+
+
+def test_results_of_cityscapes_instances_have_a_folder_of_their_own(config):
+    evaluators = config.get('val_evaluator')
+    for evaluator in evaluators if isinstance(evaluators, list) else []:
+        if evaluator.type == 'CityScapesMetric':
+            assert evaluator.outfile_prefix is None
+
+
+def test_freezing_follows_the_kind_of_model(contnet_config):
     path, config = contnet_config
     backbone = config.model.backbone
     is_detector = config.default_scope == 'mmdet' and not is_small(path)
     is_segmentor = config.default_scope == 'mmseg' and not is_small(path)
     assert backbone.get('norm_eval', False) == (is_detector or 'norm-eval' in path.stem)
     assert backbone.get('norm_cfg', {}).get('type', 'BN') == ('SyncBN' if is_segmentor else 'BN')
-    uses_sgd = config.optim_wrapper.optimizer.type == 'SGD'
-    assert backbone.get('frozen_stages', -1) == (1 if is_detector and uses_sgd else -1)
+    assert backbone.get('frozen_stages', -1) == -1
 
 
 def test_gradients_are_clipped_with_adamw_and_with_sgd_only_where_the_parent_clips(path, config):
     clip_grad = config.optim_wrapper.get('clip_grad')
     if config.optim_wrapper.optimizer.type == 'SGD':
-        expected = 35 if path.stem.endswith('_fpn_gn-head_1x_coco') else None
+        expected = 35 if re.search('_fpn_gn-head_1x_coco(-encoder-maps)?$', path.stem) else None
     elif is_small(path):
         expected = 10.0
     elif path.stem.startswith('dino'):
@@ -150,6 +185,9 @@ def test_the_base_batch_is_that_of_the_learning_rate(path, config):
         expected = 8 if 'cityscapes' in path.stem else 16
         assert config.train_dataloader.batch_size * 8 == expected
     assert config.auto_scale_lr.base_batch_size == expected
+    # Without the key MMDetection refuses --auto-scale-lr.
+    has_key = 'enable' in config.auto_scale_lr
+    assert has_key or config.default_scope != 'mmdet'
     assert not config.auto_scale_lr.get('enable', False)
 
 

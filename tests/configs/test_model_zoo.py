@@ -166,7 +166,10 @@ def test_each_published_row_belongs_to_one_config(row):
 def test_values_of_mmpretrain_are_those_of_its_model_zoo():
     zoo = Path(origin('mmpretrain')).parent / '.mim' / 'configs'
     known = {
-        model['Name']: model['Results'][0]['Metrics']['Top 1 Accuracy']
+        # Ours trains DeiT's batch on twice as many GPUs.
+        model['Name'].replace('_4xb256_', '_8xb128_'): model['Results'][0]['Metrics'][
+            'Top 1 Accuracy'
+        ]
         for family in ('resnet', 'deit')
         for model in read_yaml(zoo / family / 'metafile.yml')['Models']
         if '_8xb32_in1k' in model['Name'] or model['Name'].startswith('deit')
@@ -178,11 +181,14 @@ def test_values_of_mmpretrain_are_those_of_its_model_zoo():
 
 
 @each_folder
-def test_what_pages_call_published_was_published(folder):
-    known = [published_cells(SEED[table][row]) for table, row in SEED_ROWS]
+def test_pages_and_metafiles_call_the_same_published(folder):
+    published = {
+        model['Name']: published_cells(model.get('Published', {}))
+        for model in read_yaml(folder / 'metafile.yml')['Models']
+    }
     for name, row in metric_rows(folder / 'README.md'):
         said = {heading: cell for heading, cell in row.items() if heading in HEADINGS and cell}
-        assert not said or said in known, name
+        assert said == published[name], name
 
 
 def test_the_readme_shows_the_published_targets():

@@ -27,7 +27,7 @@ FAMILIES = {
     'pspnet': 'pspnet_contnet-ti-d8_demo-cityscapes',
     'classifier': 'contnet-ti_demo-imagenet',
 }
-CHANNELS = [8, 16, 32, 128]
+CHANNELS = [16, 32, 64, 128]
 THIN_DETECTOR = {'neck': dict(in_channels=CHANNELS, out_channels=16)}
 THIN = {
     'retinanet': THIN_DETECTOR | {'bbox_head': dict(in_channels=16, feat_channels=16)},
@@ -43,7 +43,7 @@ THIN = {
     },
     'pspnet': {
         'decode_head': dict(in_channels=128, channels=8),
-        'auxiliary_head': dict(in_channels=32, channels=8),
+        'auxiliary_head': dict(in_channels=64, channels=8),
     },
     'classifier': {'head': dict(in_channels=128)},
 }

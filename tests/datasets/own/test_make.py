@@ -162,13 +162,13 @@ def test_weights_go_to_the_backbone_and_those_of_a_detector_to_all(folder, no_tr
         made = make_config(request('voc', folder), Options(weights=folder / name))
         backbone = made.swap.config.model.backbone
         assert backbone.init_cfg.checkpoint == str(folder / name)
-        assert backbone.frozen_stages == base.frozen_stages
+        assert backbone.norm_eval == base.norm_eval
         assert made.swap.config.get('load_from') == (str(folder / whole) if whole else None)
         (folder / 'my.py').unlink()
         for path in (folder / 'data', folder / 'my_data'):
             shutil.rmtree(path)
     config = make_config(request('voc', folder), Options()).swap.config
-    assert config.model.backbone.init_cfg is None and config.model.backbone.frozen_stages == -1
+    assert config.model.backbone.init_cfg is None and not config.model.backbone.norm_eval
     with pytest.raises(ValueError, match='my.py exists'):
         make_config(request('voc', folder), Options())
 

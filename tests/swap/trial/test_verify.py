@@ -92,7 +92,7 @@ def test_channels_that_do_not_fit_are_refused(detector):
 def test_a_parameter_of_the_backbone_without_gradient_is_refused(segmentor):
     segmentor.model.backbone.out_indices = (0, 1, 2, 3)
     for head in (segmentor.model.decode_head, segmentor.model.auxiliary_head):
-        head.update(in_index=2, in_channels=192)
+        head.update(in_index=2, in_channels=384)
     with pytest.raises(SwapError, match=r'backbone\.stages\.\S+ gets none; .*out_indices'):
         verify(segmentor)
 
