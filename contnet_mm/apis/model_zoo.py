@@ -17,7 +17,7 @@ from torch import nn
 from contnet_mm.apis.config import datasets_of, read_config, resources
 from contnet_mm.checkpoint.load import find_tensors
 from contnet_mm.checkpoint.read import read_checkpoint
-from contnet_mm.engine.feature_widths import check_feature_widths
+from contnet_mm.engine.feature_widths import check_feature_widths, check_loaded_widths
 from contnet_mm.utils.errors import NUM_SHOWN
 
 
@@ -142,6 +142,7 @@ def load_weights(model: nn.Module, content: object, checkpoint: str | Path) -> N
     if not state_dict:
         raise ValueError(f'{checkpoint} holds no state dict; give a checkpoint of the whole model')
     try:
+        check_loaded_widths(model, state_dict)
         missing, unexpected = model.load_state_dict(state_dict, strict=False)
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1 : NUM_SHOWN + 1]]

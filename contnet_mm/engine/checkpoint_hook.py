@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from contnet_mm.engine.feature_widths import check_feature_widths
+from contnet_mm.engine.feature_widths import check_feature_widths, check_loaded_widths
 from contnet_mm.engine.seeds import IterationSeeds
 from contnet_mm.registry import HOOKS
 from contnet_mm.utils.files import remove_unfinished, write_file
@@ -49,6 +49,10 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def before_run(self, runner: Runner) -> None:
         """Refuse a model whose neck or head would fail at its first image."""
         check_feature_widths(runner.model)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: Mapping) -> None:
+        """Refuse a checkpoint whose neck or head would be left out, before it is loaded."""
+        check_loaded_widths(runner.model, checkpoint.get('state_dict', checkpoint))
 
     def before_train(self, runner: Runner) -> None:
         """Clear up after a kill, and go on where it was."""

@@ -1,9 +1,12 @@
 """Where maps are taken: before a block is subsampled, or behind its second encoder."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
 from torch import nn
 
 from contnet_mm import ConTNet, get_model
@@ -126,6 +129,31 @@ def test_a_run_and_a_model_by_name_refuse_a_neck_of_other_widths():
         hook = CheckpointHook()
         hook.before_run(SimpleNamespace(model=Model('neck', in_channels=[48, 96, 192, 768])))
     config = read_config('retinanet_contnet-ti_fpn_demo')
-    config.model.backbone.feature_location = 'block'
-    with pytest.raises(ValueError, match="feature_location='encoder'"):
+    config.model.backbone.feature_location = 'encoder'
+    with pytest.raises(ValueError, match="feature_location='block'"):
         get_model(config)
+
+
+@pytest.mark.parametrize(
+    'name', ['retinanet_contnet-ti_fpn_demo', 'pspnet_contnet-ti-d8_demo-cityscapes']
+)
+def test_an_older_detector_or_segmentor_is_refused_before_it_is_loaded(name, tmp_path):
+    config = read_config(name)
+    older = copy.deepcopy(config.model)
+    older.backbone.feature_location = 'encoder'
+    if 'neck' in older:
+        older.neck.in_channels = [48, 96, 192, 768]
+    else:
+        older.auxiliary_head.in_channels = 192
+    config.work_dir = str(tmp_path)
+    runner = Runner.from_cfg(config)
+    state_dict = MODELS.build(older).state_dict()
+    del state_dict._metadata  # as of files from before the location was recorded
+    torch.save(dict(state_dict=state_dict), tmp_path / 'older.pth')
+    before = copy.deepcopy(runner.model.state_dict())
+    line = "trained with feature_location='encoder'.*-encoder-maps"
+    with pytest.raises(ValueError, match=line):
+        runner.load_checkpoint(str(tmp_path / 'older.pth'))
+    assert all(torch.equal(x, before[key]) for key, x in runner.model.state_dict().items())
+    with pytest.raises(ValueError, match=line):
+        get_model(config, str(tmp_path / 'older.pth'))
