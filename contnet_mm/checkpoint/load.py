@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from contnet_mm.checkpoint.official_keys import AVG_DOWN, convert_official, is_official
 from contnet_mm.checkpoint.options import RECORD, find_record, make_record, strip_wrappers
 from contnet_mm.checkpoint.read import read_checkpoint
-from contnet_mm.checkpoint.sources import fetch_command
+from contnet_mm.checkpoint.sources import ways_to_get
 from contnet_mm.utils.errors import first_line, show_all
 
 
@@ -39,8 +39,7 @@ def load_pretrained(net: nn.Module, checkpoint: str, prefix: str | None = None) 
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f'checkpoint {checkpoint} does not exist (relative to {Path.cwd()}). '
-            f'`{fetch_command(checkpoint)}` fetches and converts the official weights, which '
-            'carry no licence; of a file that was downloaded by hand '
+            f'{ways_to_get(checkpoint)}. Of a file that was downloaded by hand '
             f'`python -m contnet_mm convert_checkpoint <download> {checkpoint} --classifier` '
             'makes it, or name the download itself as checkpoint: it is read as released. '
             'To train without it set init_cfg=None and freeze nothing (frozen_stages=-1, '

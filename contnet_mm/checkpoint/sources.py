@@ -21,11 +21,26 @@ NO_LICENCE = (
 )
 
 
+def ways_to_get(checkpoint: str | Path) -> str:
+    """Return how to get a checkpoint of this name: fetch it, or train it."""
+    letters = _find_letters(checkpoint)
+    name = f'contnet-{letters.lower() if letters else "ARCH"}_8xb64-strong_in1k'
+    return (
+        f'`{fetch_command(checkpoint)}` fetches and converts the official weights, which carry no '
+        f'licence; `mim train mmpretrain configs/contnet/{name}.py` trains them, and '
+        f'`cp work_dirs/{name}/epoch_200.pth {checkpoint}` puts them in place'
+    )
+
+
 def fetch_command(checkpoint: str | Path) -> str:
     """Return the command that fetches a checkpoint of this name, or that fetches any."""
-    path = Path(checkpoint)
-    letters = next((key for key, name in CONVERTED.items() if name == path.name), None)
+    path, letters = Path(checkpoint), _find_letters(checkpoint)
     command = f'python -m contnet_mm fetch_weights {letters or "ARCH"}'
     if letters and path.parent != Path(FOLDER):
         command += f' --folder {path.parent}'
     return command
+
+
+def _find_letters(checkpoint: str | Path) -> str | None:
+    name = Path(checkpoint).name
+    return next((letters for letters, known in CONVERTED.items() if known == name), None)

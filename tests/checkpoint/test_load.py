@@ -320,6 +320,8 @@ def test_a_missing_file_says_where_it_comes_from_and_how_to_do_without(thin_arch
         'checkpoints/contnet-m_in1k.pth',
         '`python -m contnet_mm fetch_weights M`',
         'no licence',
+        '`mim train mmpretrain configs/contnet/contnet-m_8xb64-strong_in1k.py`',
+        '`cp work_dirs/contnet-m_8xb64-strong_in1k/epoch_200.pth checkpoints/contnet-m_in1k.pth`',
         '`python -m contnet_mm convert_checkpoint <download> checkpoints/contnet-m_in1k.pth '
         '--classifier`',
         'read as released',
