@@ -15,5 +15,16 @@ else
   done
 fi
 python tools/make_demo_data.py
-exec python tools/reproduce.py demo --models "${names[@]}" --run --seeds "${SEED:-0}" \
-  --skip check baseline  # the set-up has proven the environment, and the data are new
+status=0
+python tools/reproduce.py demo --models "${names[@]}" --run --seeds "${SEED:-0}" \
+  --skip check baseline || status=$?  # the set-up has proven the environment, and the data are new
+for name in "${names[@]}"; do
+  for folder in work_dirs/reproduce/${name}_seed"${SEED:-0}"_*; do  # `*` stands for all of them
+    [ -f "$folder/train/last_checkpoint" ] || continue
+    row=$(basename "$folder")
+    python tools/plot_training.py "$folder/train" --out "$folder/training.png"
+    python tools/draw_predictions.py "configs/demo/${row%_seed*}.py" \
+      "$(cat "$folder/train/last_checkpoint")" --out "$folder/predictions.png"
+  done
+done
+exit "$status"

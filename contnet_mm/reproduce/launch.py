@@ -12,6 +12,7 @@ from mmengine.config import Config
 from contnet_mm.datasets.check.fixes import find_demo
 
 LAUNCHERS = ('none', 'pytorch', 'slurm')
+OF_SLURM = ('partition', 'gpus_per_node', 'srun_args')
 GPUS_PER_NODE = 8
 # Training images that the filters of our configs keep, by type of data set and its folder.
 NUM_TRAIN_IMAGES = {
@@ -32,6 +33,8 @@ class Cluster:
         gpus: Their number; 0 trains on a CPU.
         launcher: One of ``LAUNCHERS``: a single process, torch's launcher, or Slurm.
         partition: Of Slurm.
+        gpus_per_node: Of Slurm, at most; None stands for ``GPUS_PER_NODE``.
+        srun_args: Of Slurm, such as ``--time=2-00:00:00 --account=NAME``.
 
     Raises:
         ValueError: If they do not fit together.
@@ -40,6 +43,8 @@ class Cluster:
     gpus: int
     launcher: str = 'none'
     partition: str | None = None
+    gpus_per_node: int | None = None
+    srun_args: str | None = None
 
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:
@@ -51,8 +56,13 @@ class Cluster:
                 f'{self.gpus} GPUs need a launcher, pytorch or slurm; without one there is a '
                 'single process'
             )
-        if (self.launcher == 'slurm') != (self.partition is not None):
-            raise ValueError('Slurm needs a partition, and no other launcher takes one')
+        given = [name for name in OF_SLURM if getattr(self, name) is not None]
+        if given and self.launcher != 'slurm':
+            raise ValueError(f'{given[0]} needs the launcher slurm, got {self.launcher!r}')
+        if self.launcher == 'slurm' and not (self.partition and self.gpus):
+            raise ValueError(
+                f'Slurm needs a partition and GPUs, got {self.partition!r} and {self.gpus} GPUs'
+            )
 
     @property
     def processes(self) -> int:
@@ -66,9 +76,10 @@ class Cluster:
             return [] if is_training or not self.gpus else ['--gpus', '1']
         arguments = ['--launcher', self.launcher, '--gpus', str(self.gpus)]
         if self.launcher == 'slurm':
-            per_node = min(self.gpus, GPUS_PER_NODE)
+            per_node = min(self.gpus, self.gpus_per_node or GPUS_PER_NODE)
             arguments += ['--partition', str(self.partition), '--gpus-per-node', str(per_node)]
-            arguments += ['--cpus-per-task', '4', '--srun-args', '--job-name=contnet_mm']
+            srun_args = f'--job-name=contnet_mm {self.srun_args or ""}'.strip()
+            arguments += ['--cpus-per-task', '4', '--srun-args', srun_args]
         elif port is not None:
             arguments += ['--port', str(port)]
         return arguments
@@ -106,7 +117,6 @@ class Launch:
     def train_command(
         self,
         work_dir: str | Path | None = None,
-        seed: int | None = None,
         options: Mapping[str, object] | None = None,
         resume: bool = False,
         port: int | None = None,
@@ -115,8 +125,7 @@ class Launch:
 
         Args:
             work_dir: Where log and checkpoints go; None leaves it to the library.
-            seed: Of the training; None leaves it to the library.
-            options: Further settings, which are those of the test too.
+            options: Further settings.
             resume: Go on from the last checkpoint.
             port: Of torch's launcher; None lets ``mim`` choose one.
         """
@@ -124,8 +133,7 @@ class Launch:
         command += self.cluster.arguments(is_training=True, port=port)
         command += _name_folder(work_dir) + ['--auto-scale-lr'] * self.scales
         command += ['--resume'] * resume
-        seeds = {} if seed is None else {'randomness.seed': seed}
-        return command + list_options({**self.options, **seeds, **(options or {})})
+        return command + list_options({**self.options, **(options or {})})
 
 
 def make_test_command(
@@ -181,6 +189,13 @@ def plan_launch(name: str, config: Config, cluster: Cluster) -> Launch:
         lr *= batch / base_batch
     iterations = count_iterations(config, images * cluster.processes)
     return Launch(name, library, cluster, images, lr, iterations, options, scales)
+
+
+def name_last_checkpoint(config: Config) -> str:
+    """Return the name that MMEngine gives the last checkpoint of a training."""
+    if 'max_iters' in config.train_cfg:
+        return f'iter_{config.train_cfg.max_iters}.pth'
+    return f'epoch_{config.train_cfg.max_epochs}.pth'
 
 
 def count_iterations(config: Config, batch: int) -> int | None:

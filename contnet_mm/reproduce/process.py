@@ -1,4 +1,4 @@
-"""Run a library's command, with its output in a file and its progress in a line now and then."""
+"""Run a library's command, with its output in a file."""
 
 from __future__ import annotations
 
@@ -7,20 +7,13 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-POLL = 0.5  # seconds
-REPORT_EVERY = 60  # seconds
 FULL_DISK = 1 << 16  # bytes that are left
-FIRST_REPORT = 100  # iterations, after which MMEngine's estimate of the time left has settled
 ERROR = re.compile(r'(?:\[rank\d+\]: )?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)(?::|$).*)')
 # By these launchers say that what they have started has failed.
 OF_LAUNCHERS = ('CalledProcessError', 'ChildFailedError')
-PROGRESS = re.compile(
-    r'(?:Epoch\(train\) +\[(?P<epoch>\d+)\]|Iter\(train\) +)'
-    r'\[ *(?P<step>\d+)/(?P<total>\d+)\].*?eta: (?P<eta>.*?)  '
-)
 
 
 class CommandError(RuntimeError):
@@ -32,7 +25,6 @@ def run_command(
     log: Path,
     env: Mapping[str, str] | None = None,
     keep_open: Sequence[int] = (),
-    report: Callable[[str], object] = print,
 ) -> float:
     """Run a command to its end.
 
@@ -41,7 +33,6 @@ def run_command(
         log: Gets all that it prints, after what is there already.
         env: Added to the environment.
         keep_open: File descriptors that the process inherits.
-        report: Takes a line about its progress once a minute.
 
     Returns:
         How long it took, in seconds.
@@ -50,9 +41,9 @@ def run_command(
         CommandError: If it fails; the message starts with the reason, as far as the log has one.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    begin = reported = time.monotonic()
+    begin = time.monotonic()
     with log.open('ab') as out:
-        process = subprocess.Popen(
+        process = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -60,13 +51,6 @@ def run_command(
             env={**os.environ, **(env or {})},
             pass_fds=keep_open,
         )
-        while process.poll() is None:
-            time.sleep(POLL)
-            if time.monotonic() - reported >= REPORT_EVERY:
-                reported = time.monotonic()
-                progress = read_progress(log)
-                if progress:
-                    report(progress)
     if process.returncode:
         # On a full disk the log lacks the reason too.
         is_full = shutil.disk_usage(log.parent).free < FULL_DISK
@@ -75,18 +59,6 @@ def run_command(
             f'{reason} (status {process.returncode} of {" ".join(command)}; see {log})'
         )
     return time.monotonic() - begin
-
-
-def read_progress(log: Path) -> str | None:
-    """Return where a training is, by its log, once it has run for a while."""
-    found = [*PROGRESS.finditer(_read_tail(log))]
-    if not found:
-        return None
-    last = found[-1]
-    if last['epoch'] in (None, '1') and int(last['step']) < FIRST_REPORT:
-        return None
-    epoch = f'epoch {last["epoch"]}, ' if last['epoch'] else ''
-    return f'{epoch}iteration {last["step"]} of {last["total"]}, {last["eta"]} left'
 
 
 def read_reason(log: Path) -> str:

@@ -126,15 +126,7 @@ def render_report(report: Mapping) -> str:
     ]
     if errors:
         text += '\nFailed:\n\n' + ''.join(errors)
-    done = ''.join(
-        f'- {trial["folder"]}: training {trial["train"]["seconds"]} s since its last start, '
-        f'test {trial["test"]["seconds"]} s\n'
-        for row in report['rows']
-        for trial in row['trials']
-        if 'test' in trial
-    )
-    facts = ''.join(f'- {name}: {value}\n' for name, value in report['machine'].items())
-    return f'{text}\n{done}\n{facts}' if done else f'{text}\n{facts}'
+    return text + '\n' + ''.join(f'- {name}: {x}\n' for name, x in report['machine'].items())
 
 
 def _render_line(row: Mapping, name: str) -> list[str]:
@@ -180,10 +172,10 @@ def draw_report(report: Mapping, path: Path) -> None:
             panels.setdefault((row['table'], name), []).append(row)
     if not panels:
         return
-    heights = [len(rows) + 1 for rows in panels.values()]
+    heights = [len(rows) + 2 for rows in panels.values()]
     figure, axes = plt.subplots(
         len(panels),
-        figsize=(9, 0.45 * sum(heights) + 0.8 * len(panels)),
+        figsize=(9, 0.5 * sum(heights)),
         gridspec_kw=dict(height_ratios=heights),
         layout='constrained',
         squeeze=False,
@@ -192,28 +184,12 @@ def draw_report(report: Mapping, path: Path) -> None:
         for y, row in enumerate(rows):
             expected, got = row['expected'].get(name), row['got'].get(name)
             if expected:
-                axis.errorbar(
-                    expected[0], y - 0.12, xerr=expected[1], fmt='|', color='tab:gray', capsize=3
-                )
+                axis.errorbar(expected[0], y, xerr=expected[1], color='tab:gray', capsize=6)
             if got:
-                axis.plot(
-                    got['values'], [y + 0.12] * len(got['values']), '.', color='tab:blue', alpha=0.5
-                )
-                axis.errorbar(
-                    got['mean'], y + 0.12, xerr=got['spread'] or 0, fmt='o', color='tab:blue'
-                )
+                axis.plot(got['values'], [y] * len(got['values']), 'o', color='tab:blue', alpha=0.5)
         axis.set_yticks(range(len(rows)), [row['name'] for row in rows])
         axis.set(title=f'{table}: {name}', ylim=(len(rows) - 0.5, -0.5))
         axis.grid(axis='x', alpha=0.3)
-    figure.legend(
-        handles=[
-            plt.Line2D([], [], color='tab:gray', marker='|', label='expected, with tolerance'),
-            plt.Line2D(
-                [], [], color='tab:blue', marker='o', label='got: mean and spread over seeds'
-            ),
-        ],
-        loc='outside lower center',
-        ncols=2,
-    )
+    figure.supxlabel('gray: expected, with tolerance; blue: got, a point for each seed')
     write_figure(path, figure)
     plt.close(figure)

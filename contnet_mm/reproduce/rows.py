@@ -41,7 +41,6 @@ TOLERANCES = {
     'mIoU': 0.5,
     'Top 1 Accuracy': 0.3,
 }
-FILE_TOLERANCE = 0.05  # of a test of given weights
 # Of a value that was measured with one seed on another machine, which rounds in another way.
 MEASURED_TOLERANCE = 3.0
 
@@ -68,7 +67,8 @@ class Row:
         name: Of the config, without a suffix.
         config: Its path relative to the folder above ``configs``.
         published: Values of the paper's tables by the names in ``METRICS``; empty for variants.
-        measured: Values measured before, with their spread under ``Spread``.
+        measured: Values measured before.
+        spread: Their standard deviations over seeds, where there were several.
         zoo: Name of the library's own config of the same model, if it is one.
     """
 
@@ -107,13 +107,16 @@ def list_tables(root: Path | None = None) -> list[str]:
     )
 
 
-def read_rows(table: str, models: Iterable[str] = ('*',), root: Path | None = None) -> list[Row]:
+def read_rows(
+    table: str, models: Iterable[str] = ('*',), root: Path | None = None, published: bool = False
+) -> list[Row]:
     """Read the rows of a table: published ones first, then variants.
 
     Args:
         table: A folder of configs with a metafile.
         models: Patterns; the name of a row has to match one.
         root: The folder above ``configs``.
+        published: Leave out rows without a published value.
 
     Raises:
         ValueError: If there is no such table, or no row that matches.
@@ -125,11 +128,12 @@ def read_rows(table: str, models: Iterable[str] = ('*',), root: Path | None = No
         hint = suggest(table, tables, f'there are {", ".join(tables)}')
         raise ValueError(f'{table!r} is no table; {hint}')
     rows = [_read_row(table, entry) for entry in read_yaml(path)['Models']]
+    rows = [row for row in rows if row.published or not published]
     chosen = [row for row in rows if any(fnmatch(row.name, pattern) for pattern in models)]
     if not chosen:
         raise ValueError(
-            f'no row of {table} matches {" or ".join(models)}; there are '
-            + ', '.join(row.name for row in rows)
+            f'no {"published " * published}row of {table} matches {" or ".join(models)}; there are '
+            + (', '.join(row.name for row in rows) or 'none')
         )
     return sorted(chosen, key=lambda row: not row.published)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from mmengine.config import Config
 from contnet_mm.apis.config import datasets_of, read_config, resources
 from contnet_mm.apis.mmcv_ops import refuse_missing_operations
 from contnet_mm.apis.training_log import read_training_log
-from contnet_mm.reproduce.gates import TOOL, ask, check_baseline, check_weights
+from contnet_mm.reproduce.gates import ask, check_baseline, check_weights
 from contnet_mm.reproduce.launch import (
     Cluster,
     Launch,
@@ -69,9 +70,8 @@ class Trial:
 
     def train_command(self, resume: bool = False, port: int | None = None) -> list[str]:
         """Return the command that trains it."""
-        return self.launch.train_command(
-            self.folder.train_dir, self.seed, self.options, resume, port
-        )
+        options = {'randomness.seed': self.seed, **self.options}
+        return self.launch.train_command(self.folder.train_dir, options, resume, port)
 
     def test_command(self, checkpoint: str | Path, port: int | None = None) -> list[str]:
         """Return the command that tests a checkpoint of it."""
@@ -93,7 +93,6 @@ def make_trials(
     work_dir: Path,
     options: Mapping[str, object] | None = None,
     root: Path | None = None,
-    report: Callable[[str], object] = print,
 ) -> list[Trial]:
     """Plan the trainings of rows.
 
@@ -102,19 +101,20 @@ def make_trials(
         seeds: Of the trainings of each.
         cluster: What trains one of them.
         work_dir: Folder of all.
-        options: Settings for training and test, by key of the config.
+        options: Settings for training and test, by key of the config. Those of the backbone go to
+            rows whose backbone is ConTNet alone.
         root: The folder above ``configs``.
-        report: Takes a line about each row that cannot be trained on this cluster.
 
     Raises:
         ValueError: If a config cannot be read with these options, or none trained on this cluster.
     """
-    root, options, trials = root or resources(), dict(options or {}), []
+    root, trials = root or resources(), []
     refused: list[str] = []
     for row in rows:
         path = root / row.config
         config = read_config(path, import_custom_modules=False)
-        config.merge_from_dict(options)
+        taken = _choose_options(config, options or {})
+        config.merge_from_dict(taken)
         name = row.config if Path(row.config).is_file() else str(path)
         try:
             launch = plan_launch(name, config, cluster)
@@ -125,12 +125,22 @@ def make_trials(
         fingerprint = compute_fingerprint(facts)
         for seed in seeds:
             folder = RowFolder(work_dir, row.name, seed, fingerprint)
-            trials.append(Trial(row, seed, config, options, launch, folder, fingerprint))
+            trials.append(Trial(row, seed, config, taken, launch, folder, fingerprint))
     if not trials:
         raise ValueError('; '.join(refused) or 'no row was given')
     for line in refused:
-        report(line)
+        print(line, flush=True)
     return trials
+
+
+def _choose_options(config: Config, options: Mapping[str, object]) -> dict[str, object]:
+    """Return the options for a config: a baseline's backbone does not get those of ConTNet."""
+    is_ours = config.model.get('backbone', {}).get('type') == 'contnet_mm.ConTNet'
+    return {
+        key: value
+        for key, value in options.items()
+        if is_ours or not f'{key}.'.startswith('model.backbone.')
+    }
 
 
 def run_trials(
@@ -138,7 +148,6 @@ def run_trials(
     stages: Sequence[str],
     num_parallel: int,
     work_dir: Path,
-    report: Callable[[str], object] = print,
     root: Path | None = None,
 ) -> dict[str, dict]:
     """Run stages of trials; one that fails does not stop the others.
@@ -148,7 +157,6 @@ def run_trials(
         stages: Some of ``STAGES``.
         num_parallel: How many run side by side, each on its own GPUs.
         work_dir: Folder of all.
-        report: Takes lines about what happens.
         root: The folder above ``configs``.
 
     Returns:
@@ -156,7 +164,7 @@ def run_trials(
         (``baselines``).
     """
     errors: dict[str, str] = {}
-    gates = Gates(work_dir, report, root)
+    gates = Gates(work_dir, root)
     for trial in trials:
         try:
             if 'check' in stages:
@@ -165,7 +173,7 @@ def run_trials(
                 gates.check_baselines(trial)
         except (OSError, ValueError) as error:
             errors[trial.folder.path.name] = str(error)
-            report(f'{trial.title}: {error}')
+            print(f'{trial.title}: {error}', flush=True)
     shares: SimpleQueue = SimpleQueue()
     for i in range(num_parallel):
         shares.put(i)
@@ -173,10 +181,10 @@ def run_trials(
     def work(trial: Trial) -> None:
         share = shares.get()
         try:
-            run_trial(trial, stages, share if num_parallel > 1 else None, report)
+            run_trial(trial, stages, share if num_parallel > 1 else None)
         except (CommandError, OSError, ValueError) as error:
             errors[trial.folder.path.name] = str(error)
-            report(f'{trial.title} failed: {error}')
+            print(f'{trial.title} failed: {error}', flush=True)
         finally:
             shares.put(share)
 
@@ -192,12 +200,11 @@ class Gates:
 
     Args:
         work_dir: Folder of all rows.
-        report: Takes lines about what happens.
         root: The folder above ``configs``.
     """
 
-    def __init__(self, work_dir: Path, report: Callable[[str], object], root: Path | None) -> None:
-        self.work_dir, self.report, self.root = work_dir, report, root
+    def __init__(self, work_dir: Path, root: Path | None) -> None:
+        self.work_dir, self.root = work_dir, root
         self.baselines: dict[str, dict[str, float]] = {}
         self._outcomes: dict[object, Exception | None] = {}
 
@@ -238,10 +245,10 @@ class Gates:
     def _check_baseline(self, name: str, cluster: Cluster) -> None:
         folder = self.work_dir / ZOO
         passed = folder / f'{Path(name).stem}.json'
-        with lock_folder(folder, self.report):
+        with lock_folder(folder):
             if not passed.exists():
-                self.report(f'testing {name} with the weights of its authors')
-                found = check_baseline(name, folder, cluster, self.report)
+                print(f'testing {name} with the weights of its authors', flush=True)
+                found = check_baseline(name, folder, cluster)
                 write_file(passed, json.dumps(found) + '\n')
         self.baselines[name] = json.loads(passed.read_text(encoding='utf-8'))
 
@@ -261,19 +268,13 @@ def _name_data(config: Config) -> list[object]:
     return [dataset.get('data_root') for dataset in datasets_of(config, 'val')]
 
 
-def run_trial(
-    trial: Trial,
-    stages: Sequence[str],
-    share: int | None = None,
-    report: Callable[[str], object] = print,
-) -> None:
+def run_trial(trial: Trial, stages: Sequence[str], share: int | None = None) -> None:
     """Train and test a row, as far as that has not been done before.
 
     Args:
         trial: The row and its seed.
         stages: Some of ``STAGES``.
         share: Number of the GPUs' share to use; None uses what is there.
-        report: Takes lines about what happens.
 
     Raises:
         CommandError: If training or test fail.
@@ -281,35 +282,35 @@ def run_trial(
     """
     cluster, folder = trial.launch.cluster, trial.folder
     env = {}
-    if share is not None and cluster.gpus:
-        devices = range(share * cluster.gpus, (share + 1) * cluster.gpus)
-        env['CUDA_VISIBLE_DEVICES'] = ','.join(map(str, devices))
+    if share is not None and cluster.gpus and cluster.launcher != 'slurm':
+        env['CUDA_VISIBLE_DEVICES'] = _name_devices(share, cluster.gpus)
 
-    def say(text: str) -> None:
-        report(f'{trial.title}: {text}')
-
-    with lock_folder(folder.path, say) as lock:
-        run = partial(run_command, env=env, keep_open=[lock], report=say)
+    with lock_folder(folder.path) as lock:
+        run = partial(run_command, env=env, keep_open=[lock])
         state = folder.read()
         if 'train' in stages and 'train' not in state:
-            _train(trial, run, say)
+            _train(trial, run)
         if 'test' in stages and 'test' not in state:
             if 'train' not in folder.read():
                 raise CommandError(f'{folder.path} holds no finished training to be tested')
-            _test(trial, run, say)
-        if 'summary' in stages and 'test' in folder.read():
-            _draw(trial, run, say)
+            _test(trial, run)
 
 
-def _train(trial: Trial, run: Callable[..., float], say: Callable[[str], object]) -> None:
+def _name_devices(share: int, gpus: int) -> str:
+    """Return the GPUs of a share, out of those that CUDA_VISIBLE_DEVICES names where it is set."""
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    start, stop = share * gpus, (share + 1) * gpus
+    return ','.join(visible.split(',')[start:stop] if visible else map(str, range(start, stop)))
+
+
+def _train(trial: Trial, run: Callable[..., float]) -> None:
     folder = trial.folder
     checkpoint = folder.find_checkpoint()
-    starts = folder.read().get('starts', {}).get('number', 0) + 1
-    folder.finish('starts', dict(number=starts))
     log = folder.path / 'train.log'
     port = free_port(trial.launch.cluster)
     command = trial.train_command(resume=checkpoint is not None, port=port)
-    say('training' + (f', on from {checkpoint.name}' if checkpoint else ''))
+    origin = f', on from {checkpoint.name}' if checkpoint else ''
+    print(f'{trial.title}: training{origin}, see {log}', flush=True)
     seconds = run(command, log)
     checkpoint = folder.find_checkpoint()
     if checkpoint is None:
@@ -326,11 +327,11 @@ def _train(trial: Trial, run: Callable[..., float], say: Callable[[str], object]
     folder.finish('train', facts)
 
 
-def _test(trial: Trial, run: Callable[..., float], say: Callable[[str], object]) -> None:
+def _test(trial: Trial, run: Callable[..., float]) -> None:
     folder = trial.folder
     checkpoint = folder.train_dir / folder.read()['train']['checkpoint']
     command = trial.test_command(checkpoint, free_port(trial.launch.cluster))
-    say('test')
+    print(f'{trial.title}: test', flush=True)
     remove_metrics(folder.test_dir)
     seconds = run(command, folder.path / 'test.log')
     logged = read_metrics(folder.test_dir)
@@ -341,26 +342,8 @@ def _test(trial: Trial, run: Callable[..., float], say: Callable[[str], object])
         seconds_per_image=round(logged['time'] / images, 4),
     )
     folder.finish('test', facts)
-    say(', '.join(f'{name} {value}' for name, value in facts['metrics'].items()))
-
-
-def _draw(trial: Trial, run: Callable[..., float], say: Callable[[str], object]) -> None:
-    """Draw the curves of a training and some predictions; no row fails for want of a picture."""
-    folder = trial.folder
-    checkpoint = folder.train_dir / folder.read()['train']['checkpoint']
-    pictures = {
-        'training.png': ['plot_training', folder.train_dir],
-        'predictions.png': ['draw_predictions', trial.launch.config, checkpoint],
-    }
-    for name, words in pictures.items():
-        path = folder.path / name
-        if path.exists():
-            continue
-        command = [*TOOL, *map(str, words), '--out', str(path)]
-        try:
-            run(command, folder.path / 'pictures.log')
-        except CommandError as error:
-            say(f'{name} could not be drawn: {error}')
+    found = ', '.join(f'{name} {value}' for name, value in facts['metrics'].items())
+    print(f'{trial.title}: {found}', flush=True)
 
 
 def free_port(cluster: Cluster) -> int | None:

@@ -7,33 +7,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from contnet_mm.checkpoint.read import read_checkpoint
 from contnet_mm.utils.files import write_file
 
 STATE = 'state.json'
 
 
 def compute_fingerprint(facts: Mapping[str, object]) -> str:
-    """Return a hash of what decides a result, in hexadecimal digits.
-
-    Args:
-        facts: Plain values, such as a config as a dict.
-    """
+    """Return a hash of plain values, such as a config as a dict, in hexadecimal digits."""
     text = json.dumps(facts, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
-def lock_folder(path: Path, report: Callable[[str], object]) -> Iterator[int]:
+def lock_folder(path: Path) -> Iterator[int]:
     """Let one process at a time work in a folder, which is made where it is missing.
-
-    Args:
-        path: The folder.
-        report: Takes a line if another process has to be waited for.
 
     Yields:
         A file descriptor. A child process that inherits it keeps the lock, so that a training that
@@ -45,7 +36,7 @@ def lock_folder(path: Path, report: Callable[[str], object]) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report(f'another process is at work in {path}; waiting for it')
+            print(f'another process is at work in {path}; waiting for it', flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file
     finally:
@@ -80,34 +71,15 @@ class RowFolder:
         write_file(self.path / STATE, json.dumps(state, indent=2) + '\n')
 
     def find_checkpoint(self) -> Path | None:
-        """Return the last checkpoint that is whole; None if there is none.
+        """Return the last checkpoint, from which ``--resume`` goes on; None if there is none.
 
-        The hook of our configs writes them whole. MMEngine's own, which an option may bring back,
-        writes in place: a file that a kill has cut is removed, and the name of the last whole one
-        is put right, from which ``--resume`` goes on.
+        ``contnet_mm.CheckpointHook`` writes a checkpoint whole, and notes its name after that.
         """
         record = self.train_dir / 'last_checkpoint'
-        named = record.read_text(encoding='utf-8').strip() if record.exists() else ''
-        found = sorted(self.train_dir.glob('*_*.pth'), key=_step, reverse=True)
-        paths = [path for path in found if _step(path) >= 0]
-        paths.sort(key=lambda path: path.name != Path(named).name)  # the named one first
-        for path in paths:
-            try:
-                read_checkpoint(path)
-            except ValueError:
-                path.unlink()
-                continue
-            if Path(named).name != path.name:
-                write_file(record, str(path.resolve()))
-            return path
-        record.unlink(missing_ok=True)
-        return None
-
-
-def _step(path: Path) -> int:
-    """Return the number in ``epoch_12.pth`` or ``iter_4000.pth``, -1 for any other name."""
-    kind, _, number = path.stem.partition('_')
-    return int(number) if kind in ('epoch', 'iter') and number.isdecimal() else -1
+        if not record.exists():
+            return None
+        path = self.train_dir / Path(record.read_text(encoding='utf-8')).name
+        return path if path.is_file() else None
 
 
 def remove_metrics(test_dir: Path) -> None:

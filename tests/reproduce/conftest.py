@@ -5,9 +5,6 @@ import stat
 import sys
 
 import pytest
-import torch
-
-from contnet_mm.reproduce import process
 
 NUM_EPOCHS = 3
 CONFIG = f"""
@@ -53,7 +50,7 @@ PAGE = """\
 
 End.
 """
-# Trains epochs of nothing, and keeps count; each checkpoint is written in two halves.
+# Trains epochs of nothing, and keeps count; files are written as our CheckpointHook does.
 MIM = """\
 #!{python}
 import json, os, shutil, signal, sys, time
@@ -80,6 +77,13 @@ def passes(point):
     if os.environ.get('FAIL_AT') == point:
         sys.exit('a failure of its own')
 
+def write(path, text, point=None):
+    part = path.with_name('part')
+    part.write_text(text)
+    if point:
+        passes(point)
+    part.replace(path)
+
 verb, words = sys.argv[1], sys.argv[4:]
 name = Path(sys.argv[3]).stem
 work_dir = Path(words[words.index('--work-dir') + 1])
@@ -101,11 +105,9 @@ for epoch in range(first, {num_epochs} + 1):
     passes(f'{{name}} epoch {{epoch}} starts')
     with (run / 'vis_data/scalars.json').open('a') as file:
         file.write(json.dumps(dict(loss=1.0, epoch=epoch, iter=epoch, step=epoch)) + chr(10))
-    whole, path = Path('{whole}').read_bytes(), work_dir / f'epoch_{{epoch}}.pth'
-    path.write_bytes(whole[:len(whole) // 2])
-    passes(f'{{name}} writes epoch {{epoch}}')
-    path.write_bytes(whole)
-    last.write_text(str(path))
+    path = work_dir / f'epoch_{{epoch}}.pth'
+    write(path, 'weights', f'{{name}} writes epoch {{epoch}}')
+    write(last, str(path))
     passes(f'{{name}} epoch {{epoch}} ends')
 """
 
@@ -127,12 +129,9 @@ def trace(tmp_path, monkeypatch):
     """Put the program in place of ``mim``; return the file in which it writes what it does."""
     folder = tmp_path / 'bin'
     folder.mkdir()
-    torch.save({'state_dict': {'weight': torch.zeros(99)}}, folder / 'whole.pth')
-    text = MIM.format(python=sys.executable, whole=folder / 'whole.pth', num_epochs=NUM_EPOCHS)
     mim = folder / 'mim'
-    mim.write_text(text)
+    mim.write_text(MIM.format(python=sys.executable, num_epochs=NUM_EPOCHS))
     mim.chmod(mim.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv('PATH', f'{folder}{os.pathsep}{os.environ["PATH"]}')
-    monkeypatch.setattr(process, 'POLL', 0.02)
     monkeypatch.setenv('TRACE', str(folder / 'trace'))
     return folder / 'trace'

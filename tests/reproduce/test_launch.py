@@ -1,10 +1,10 @@
 """Batch, learning rate, iterations and command of a training on any number of GPUs."""
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from dataclasses import replace
 
-from contnet_mm.apis.config import read_config
+import pytest
+
+from contnet_mm.apis.config import find_config, read_config
 from contnet_mm.reproduce.launch import Cluster, count_images, make_test_command, plan_launch
 
 RETINANET = 'retinanet_contnet-m_fpn_1x_coco.py'
@@ -23,15 +23,6 @@ def plan():
         return plan_launch(name, read[name], Cluster(gpus, launcher))
 
     return plan
-
-
-@pytest.mark.parametrize('name', [RETINANET, CITYSCAPES, IMAGENET])
-@pytest.mark.parametrize('gpus', [0, 1, 2, 4, 8, 16])
-def test_learning_rate_follows_the_batch(plan, name, gpus):
-    launch, whole = plan(name, gpus), plan(name, 8)
-    assert launch.batch == max(gpus, 1) * whole.images_per_gpu
-    assert launch.lr / launch.batch == pytest.approx(whole.lr / whole.batch)
-    assert launch.scales == (launch.batch != whole.batch)
 
 
 @pytest.mark.parametrize(('gpus', 'images'), [(1, 8), (2, 4), (4, 2), (8, 1)])
@@ -66,21 +57,26 @@ def test_images_of_data_that_nobody_knows_are_unknown(tmp_path):
     assert count_images(dict(type='CocoDataset', data_root=str(tmp_path))) is None
 
 
-CLUSTERS = st.builds(
-    lambda gpus, launcher: Cluster(gpus, launcher, 'part' if launcher == 'slurm' else None),
-    st.integers(2, 64),
-    st.sampled_from(['pytorch', 'slurm']),
+@pytest.mark.parametrize('verb', ['train', 'test'])
+@pytest.mark.parametrize(
+    ('options', 'per_node', 'words'),
+    [
+        ((), '8', []),
+        ((4, '--time=2-00:00:00 --account=A'), '4', ['--time=2-00:00:00', '--account=A']),
+    ],
 )
-
-
-@settings(deadline=None)
-@given(CLUSTERS, st.booleans())
-def test_a_node_has_no_more_than_its_gpus(cluster, is_training):
-    arguments = cluster.arguments(is_training)
-    assert arguments[arguments.index('--gpus') + 1] == str(cluster.gpus)
-    if cluster.launcher == 'slurm':
-        assert int(arguments[arguments.index('--gpus-per-node') + 1]) <= 8
-        assert '--srun-args' in arguments  # the fork's mim fails without
+def test_mim_hands_nodes_time_and_account_to_srun(
+    plan, monkeypatch, verb, options, per_node, words
+):
+    mim, started = pytest.importorskip(f'mim.commands.{verb}'), []
+    monkeypatch.setattr(mim.subprocess, 'check_call', lambda words, **_: started.extend(words) or 0)
+    cluster, config = Cluster(16, 'slurm', 'part', *options), find_config(RETINANET)
+    test = make_test_command(config, 'mmdet', cluster, 'x.pth')
+    train = replace(plan(config, 16), cluster=cluster).train_command()
+    mim.cli.main((train if verb == 'train' else test)[2:], standalone_mode=False)
+    srun = ' '.join(started)
+    assert f' -p part --gres=gpu:{per_node} --ntasks=16 --ntasks-per-node={per_node} ' in srun
+    assert started[started.index('--job-name=contnet_mm') + 1 : started.index('-u') - 1] == words
 
 
 @pytest.mark.parametrize(
@@ -89,19 +85,13 @@ def test_a_node_has_no_more_than_its_gpus(cluster, is_training):
         ((4,), '4 GPUs need a launcher'),
         ((-1,), 'at least 0, got -1'),
         ((8, 'mpi'), "got 'mpi'"),
-        ((8, 'slurm'), 'needs a partition'),
-        ((8, 'pytorch', 'part'), 'no other launcher'),
+        ((8, 'slurm'), 'Slurm needs a partition'),
+        ((0, 'slurm', 'part'), "Slurm needs a partition and GPUs, got 'part' and 0 GPUs"),
+        ((8, 'pytorch', 'part'), "partition needs the launcher slurm, got 'pytorch'"),
+        ((8, 'pytorch', None, 4), 'gpus_per_node needs the launcher slurm'),
+        ((8, 'pytorch', None, None, '--time=1'), 'srun_args needs the launcher slurm'),
     ],
 )
 def test_what_does_not_fit_together_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Cluster(*arguments)
-
-
-def test_options_and_seed_reach_training_and_test(plan):
-    launch, options = plan(RETINANET, 2), {'model.backbone.avg_down': True}
-    train = launch.train_command('there', seed=3, options=options, resume=True)
-    assert train[-3:] == ['--cfg-options', 'randomness.seed=3', 'model.backbone.avg_down=True']
-    assert '--resume' in train and '--auto-scale-lr' in train
-    test = make_test_command(RETINANET, 'mmdet', launch.cluster, 'x.pth', 'here', options)
-    assert test[-4:] == ['--work-dir', 'here', '--cfg-options', 'model.backbone.avg_down=True']

@@ -19,28 +19,25 @@ pytestmark = pytest.mark.slow
 TABLE = 'mini'
 # Kills its process group where the environment says; lets processes without GPUs work together.
 HELPER = """
-import io, os, signal
+import os, signal
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 torch.cuda.set_device = lambda *_: None
-save = torch.save
+replace = os.replace
 
 def kill_at(point):
     if os.environ.get('KILL_AT') == point:
         os.killpg(0, signal.SIGKILL)
 
-def save_in_halves(content, file, *args, **kwargs):
-    if os.environ.get('KILL_AT') == 'writing' and content['meta']['epoch'] == 2:
-        stream = io.BytesIO()
-        save(content, stream, *args, **kwargs)
-        file.write(stream.getvalue()[: stream.tell() // 2])
-        file.flush()
+def replace_or_die(source, target):
+    if os.environ.get('KILL_AT') == 'writing' and str(target).endswith('epoch_2.pth'):
+        os.truncate(source, os.path.getsize(source) // 2)
         kill_at('writing')
-    save(content, file, *args, **kwargs)
+    replace(source, target)
 
-torch.save = save_in_halves
+os.replace = replace_or_die
 
 @HOOKS.register_module()
 class KillHook(Hook):
@@ -84,7 +81,7 @@ auto_scale_lr = dict(base_batch_size=4)
 env_cfg = dict(dist_cfg=dict(backend='gloo'))
 model_wrapper_cfg = dict(
     type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
-default_hooks = dict(logger=dict(interval=1))
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(type='contnet_mm.CheckpointHook'))
 """
 
 
@@ -118,6 +115,7 @@ def start(place, work_dir, *args, **environ):
     code = (
         'import runpy, sys; from pathlib import Path; import contnet_mm.apis.config as config; '
         f'config.resources = lambda: Path({str(place / "root")!r}); '
+        'import torch; torch.cuda.device_count = lambda: 4; '  # the processes use a CPU
         'import contnet_mm.reproduce.rows, contnet_mm.reproduce.run; '
         f'sys.argv = ["reproduce"] + sys.argv[1:]; '
         f'runpy.run_path({str(ROOT / "tools/reproduce.py")!r}, run_name="__main__")'
@@ -185,7 +183,7 @@ def test_killed_in_every_stage_it_gives_the_numbers_of_one_go(place, tmp_path):
         assert status == -signal.SIGKILL, output
         assert iterations(cut)[-1] == last
     process = start(place, cut, *row)
-    wait_for('one_*/training.png', cut, process)
+    wait_for('report.json', cut, process)
     finish(process)
     status, output = finish(start(place, cut, *row))
     assert status == 0, output
@@ -198,7 +196,6 @@ def test_killed_in_every_stage_it_gives_the_numbers_of_one_go(place, tmp_path):
     reports = [json.loads((folder / 'report.json').read_text()) for folder in (whole, cut)]
     got = [report['rows'][0]['got'] for report in reports]
     assert got[0] == got[1] and got[0]['Top 1 Accuracy']['values']
-    assert [*cut.glob('one_*/predictions.png')]
 
 
 def test_two_rows_side_by_side_have_two_processes_each(place, tmp_path):

@@ -1,7 +1,5 @@
 """Expected against got, on pages, in metafiles and in a picture."""
 
-import json
-
 import pytest
 import yaml
 
@@ -27,9 +25,9 @@ def make(root, tmp_path):
         )
         for trial in trials:
             if trial.seed < len(values):
-                trial.folder.finish('train', dict(checkpoint='epoch_3.pth', seconds=9))
+                trial.folder.finish('train', dict(checkpoint='epoch_3.pth'))
                 top1 = values[trial.seed]
-                trial.folder.finish('test', dict(metrics={'Top 1 Accuracy': top1}, seconds=4))
+                trial.folder.finish('test', dict(metrics={'Top 1 Accuracy': top1}))
         failed = {trials[0].folder.path.name: 'the reason\nand more'} if errors else {}
         return make_report(trials, ['baseline'], dict(errors=failed, baselines={}))
 
@@ -74,13 +72,7 @@ def test_the_page_shows_spread_difference_and_what_was_left_out(make):
         '| tiny | second | Top 1 Accuracy | 60 |  | 59.80 ± 0.99 (2 seeds) | -0.20 (tolerance 0.3) '
     )
     assert line in text
-    assert ': training 9 s since its last start, test 4 s\n' in text
     assert 'Left out: baseline.' in text and '- PyTorch: ' in text
-
-
-def test_a_report_survives_a_file(make):
-    report = make(60.0)
-    assert json.loads(json.dumps(report)) == report
 
 
 def test_values_are_saved_once_into_page_and_metafile(make, root):

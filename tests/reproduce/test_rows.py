@@ -28,6 +28,12 @@ def test_rows_are_chosen_by_patterns(root):
         read_rows('tny', root=root)
 
 
+def test_published_rows_can_be_taken_alone(root):
+    assert [row.name for row in read_rows('tiny', root=root, published=True)] == ['second']
+    with pytest.raises(ValueError, match='no published row of tiny matches f.*; there are second'):
+        read_rows('tiny', ['f*'], root, published=True)
+
+
 def test_every_table_of_ours_can_be_read():
     tables = list_tables()
     assert {'retinanet', 'fcos', 'faster_rcnn', 'mask_rcnn', 'pspnet', 'contnet', 'demo'} <= {

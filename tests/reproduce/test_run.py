@@ -7,12 +7,10 @@ import signal
 import pytest
 
 from contnet_mm.reproduce import run as module
-from contnet_mm.reproduce import state
 from contnet_mm.reproduce.launch import Cluster
 from contnet_mm.reproduce.report import make_report
 from contnet_mm.reproduce.rows import read_rows
 from contnet_mm.reproduce.run import make_trials, run_trials
-from contnet_mm.utils.files import write_file
 
 STAGES = ('train', 'test')
 CPU = Cluster(0)
@@ -26,26 +24,16 @@ def trials_of(root, work_dir, seeds=(0,), cluster=CPU, **options):
 def run(root, work_dir, seeds=(0,), stages=STAGES, num_parallel=1, **options):
     """Run the table; return its report."""
     trials = trials_of(root, work_dir, seeds, **options)
-    outcome = run_trials(trials, stages, num_parallel, work_dir, lambda text: None, root)
+    outcome = run_trials(trials, stages, num_parallel, work_dir, root)
     return make_report(trials, [], outcome)
 
 
-def run_elsewhere(*args, kill_at_write=None, environ=None):
+def run_elsewhere(*args, **environ):
     """Run the table in a process of its own, which something may kill; return its status."""
 
     def work():
         os.setsid()
-        os.environ.update(environ or {})
-        writes = 0
-
-        def write(path, content):
-            nonlocal writes
-            writes += 1
-            if writes == kill_at_write:
-                os.kill(os.getpid(), signal.SIGKILL)
-            write_file(path, content)
-
-        state.write_file = module.write_file = write
+        os.environ.update(environ)
         run(*args)
 
     process = fork.Process(target=work)
@@ -83,18 +71,30 @@ def test_what_is_finished_is_not_run_again(root, trace, tmp_path):
     assert trace.read_text() == before
 
 
-@pytest.mark.parametrize(
-    'option', [{'optim_wrapper.optimizer.lr': 0.1}, {'model.backbone.avg_down': True}]
-)
-def test_other_options_are_another_training(root, trace, tmp_path, option):
+def test_other_options_are_another_training(root, trace, tmp_path):
     run(root, tmp_path / 'work')
-    run(root, tmp_path / 'work', **option)
+    run(root, tmp_path / 'work', **{'model.backbone.avg_down': True})
     assert finished_epochs(trace) == sorted(2 * ALL_EPOCHS)
+
+
+def test_options_of_the_backbone_go_to_contnet_alone(tmp_path):
+    names = ['retinanet_r50_fpn_1x_coco', 'retinanet_contnet-m_fpn_1x_coco']
+    rows, shared = read_rows('retinanet', names), {'optim_wrapper.optimizer.lr': 0.02}
+    options = {'model.backbone': dict(deep_stem=True), 'model.backbone.avg_down': True, **shared}
+    baseline, ours = make_trials(rows, [0], CPU, tmp_path, options)
+    for trial, is_ours in ((baseline, False), (ours, True)):
+        backbone = trial.config.model.backbone
+        assert ('avg_down' in backbone) == ('deep_stem' in backbone) == is_ours
+        for command in (trial.train_command(), trial.test_command('x.pth')):
+            assert ('model.backbone' in ' '.join(command)) == is_ours
+            assert 'optim_wrapper.optimizer.lr=0.02' in command
+        assert 'randomness.seed=0' in trial.train_command()
+    (alone,) = make_trials(rows[:1], [0], CPU, tmp_path, shared)
+    assert baseline.fingerprint == alone.fingerprint
 
 
 POINTS = [
     'train second starts',
-    'second epoch 1 starts',
     'second writes epoch 1',
     'second epoch 1 ends',
     'second writes epoch 2',
@@ -108,18 +108,10 @@ POINTS = [
 @pytest.mark.parametrize('point', POINTS)
 def test_a_kill_at_any_point_of_a_training_changes_no_number(root, trace, tmp_path, point):
     work_dir = tmp_path / 'work'
-    status = run_elsewhere(root, work_dir, environ=dict(KILL_AT=point))
+    status = run_elsewhere(root, work_dir, KILL_AT=point)
     assert status == -signal.SIGKILL and trace.read_text().splitlines()[-1] == point
     assert results(run(root, work_dir)) == EXPECTED
     assert finished_epochs(trace) == ALL_EPOCHS  # nothing was trained twice
-
-
-@pytest.mark.parametrize('number', range(1, 7))
-def test_a_kill_before_any_note_is_written_changes_no_number(root, trace, tmp_path, number):
-    work_dir = tmp_path / 'work'
-    assert run_elsewhere(root, work_dir, kill_at_write=number) == -signal.SIGKILL
-    assert results(run(root, work_dir)) == EXPECTED
-    assert finished_epochs(trace) == ALL_EPOCHS
 
 
 def test_a_row_that_fails_does_not_stop_the_others(root, trace, tmp_path, monkeypatch):
@@ -178,42 +170,40 @@ def test_a_second_program_waits_for_the_first(root, trace, tmp_path):
 
 
 def test_a_training_that_outlives_the_program_is_waited_for(root, trace, tmp_path):
-    environ = dict(KILL_PARENT_AT='second epoch 2 starts')
-    work_dir = tmp_path / 'work'
-    assert run_elsewhere(root, work_dir, environ=environ) == -signal.SIGKILL
-    assert trace.read_text().splitlines()[-1] == 'second epoch 2 starts'
+    work_dir, point = tmp_path / 'work', 'second epoch 2 starts'
+    assert run_elsewhere(root, work_dir, KILL_PARENT_AT=point) == -signal.SIGKILL
+    assert trace.read_text().splitlines()[-1] == point
     assert results(run(root, work_dir)) == EXPECTED
     assert finished_epochs(trace) == ALL_EPOCHS  # nothing was trained beside it
 
 
-def test_rows_side_by_side_have_their_own_gpus_and_ports(root, trace, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ('launcher', 'visible', 'shares'),
+    [
+        ('pytorch', '', ['0,1', '2,3']),
+        ('pytorch', '4,5,6,7', ['4,5', '6,7']),
+        ('pytorch', 'GPU-a,GPU-b,MIG-c,MIG-d', ['GPU-a,GPU-b', 'MIG-c,MIG-d']),
+        ('slurm', '4,5,6,7', [None, None]),  # Slurm chooses them itself
+    ],
+)
+def test_rows_side_by_side_have_their_own_gpus_out_of_the_visible_ones(
+    root, tmp_path, monkeypatch, launcher, visible, shares
+):
     seen = []
 
     def run_command(command, log, env=None, **_):
-        seen.append((tuple(command), dict(env)))
+        seen.append((env.get('CUDA_VISIBLE_DEVICES'), command))
         raise module.CommandError('enough')
 
     monkeypatch.setattr(module, 'run_command', run_command)
-    trials = trials_of(root, tmp_path / 'work', cluster=Cluster(4, 'pytorch'))
-    run_trials(trials, ('train',), 2, tmp_path / 'work', lambda text: None, root)
-    assert {env['CUDA_VISIBLE_DEVICES'] for _, env in seen} <= {'0,1,2,3', '4,5,6,7'}
-    ports = [command[command.index('--port') + 1] for command, _ in seen]
-    assert len(seen) == 2 and all(1024 < int(port) < 65536 for port in ports)
-    assert all(command[command.index('--gpus') + 1] == '4' for command, _ in seen)
-
-
-def test_a_full_disk_is_an_error_that_leaves_finished_rows(root, trace, tmp_path, monkeypatch):
-    def write(path, content):
-        if 'first' in str(path):
-            raise OSError(28, 'No space left on device')
-        write_file(path, content)
-
-    monkeypatch.setattr(state, 'write_file', write)
-    report = run(root, tmp_path / 'work')
-    verdicts = {row['name']: row['verdict'] for row in report['rows']}
-    assert verdicts == {'first': 'failed', 'second': 'below'}
-    (failed,) = (row for row in report['rows'] if row['name'] == 'first')
-    assert 'No space left' in failed['trials'][0]['error']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    cluster = Cluster(2, launcher, 'part' if launcher == 'slurm' else None)
+    trials = trials_of(root, tmp_path / 'work', cluster=cluster)
+    run_trials(trials, ('train',), 2, tmp_path / 'work', root)
+    assert sorted(share or '' for share, _ in seen) == [share or '' for share in shares]
+    ports = [command[command.index('--port') + 1] for _, command in seen if '--port' in command]
+    assert len(ports) == 2 * (launcher == 'pytorch')
+    assert all(1024 < int(port) < 65536 for port in ports)
 
 
 @pytest.mark.parametrize('point', ['first epoch 2 starts', 'first epoch 3 ends', 'test first ends'])
