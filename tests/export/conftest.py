@@ -36,19 +36,19 @@ HEAD = 'in_channels=16, feat_channels=16, stacked_convs=1, norm_cfg=dict(num_gro
 CASES = {
     'retinanet': Case(
         'retinanet_contnet-ti_fpn_demo.py',
-        'neck=dict(in_channels=[8], start_level=0, out_channels=16, num_outs=2), '
+        'neck=dict(in_channels=[16], start_level=0, out_channels=16, num_outs=2), '
         f'bbox_head=dict({HEAD}, anchor_generator=dict(strides=[4, 8])), '
         'test_cfg=dict(nms=dict(class_agnostic=False))',
     ),
     'fcos': Case(
         'fcos_contnet-ti_fpn_demo.py',
-        'neck=dict(in_channels=[8], start_level=0, out_channels=16, num_outs=1), '
+        'neck=dict(in_channels=[16], start_level=0, out_channels=16, num_outs=1), '
         f'bbox_head=dict({HEAD}, strides=[4], regress_ranges=((-1, 1e8),))',
     ),
     'pspnet': Case(
         'pspnet_contnet-ti-d8_demo-cityscapes.py',
-        'decode_head=dict(in_channels=8, channels=8, in_index=0, pool_scales=(1, 3)), '
-        'auxiliary_head=dict(in_channels=8, in_index=0)',
+        'decode_head=dict(in_channels=16, channels=8, in_index=0, pool_scales=(1, 3)), '
+        'auxiliary_head=dict(in_channels=16, in_index=0)',
         size=(72, 100),  # no multiple of the pooled sizes
     ),
     'classifier': Case('contnet-ti_demo-imagenet.py', 'head=dict(in_channels=16)', size=(56, 56)),
