@@ -20,7 +20,7 @@ python tools/reproduce.py demo --models "${names[@]}" --run --seeds "${SEED:-0}"
   --skip check baseline || status=$?  # the set-up has proven the environment, and the data are new
 for name in "${names[@]}"; do
   for folder in work_dirs/reproduce/${name}_seed"${SEED:-0}"_*; do  # `*` stands for all of them
-    [ -f "$folder/train/last_checkpoint" ] || continue
+    grep -qs '"test"' "$folder/state.json" && [ ! -f "$folder/predictions.png" ] || continue
     row=$(basename "$folder")
     python tools/plot_training.py "$folder/train" --out "$folder/training.png"
     python tools/draw_predictions.py "configs/demo/${row%_seed*}.py" \
